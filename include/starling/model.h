@@ -1,0 +1,126 @@
+/* A model: a published checkpoint, mapped, understood, and ready to run.
+ *
+ *   folder --st_checkpoint_open--> tensors by name (mapped) + st_model_config
+ *          --st_model_load-------> st_model (layers of st_matrix that point into the mapping)
+ *   st_model_forward(batch of token chunks, KV memory) -> logits
+ *
+ * Layer formulas: docs/SOURCES.md names the papers and published classes they come from. */
+#ifndef STARLING_MODEL_H
+#define STARLING_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "starling/buf.h"
+#include "starling/dtype.h"
+#include "starling/kv_cache.h"
+#include "starling/status.h"
+
+typedef enum st_attn_kind { ST_ATTN_GQA, ST_ATTN_MLA } st_attn_kind;
+typedef enum st_router_kind { ST_ROUTER_SOFTMAX, ST_ROUTER_SIGMOID } st_router_kind;
+
+#define ST_MAX_EOS 8
+
+/* Everything config.json says, in one vocabulary for all families. Counts are per model. */
+typedef struct st_model_config {
+    char model_type[64]; /* as published: "deepseek_v3", "pangu_ultra_moe", ... */
+    int32_t vocab_size, hidden_size, n_layers, intermediate_size, max_positions;
+    float rms_norm_eps;
+    bool tie_embeddings;
+    int32_t bos_id;                     /* -1: none */
+    int32_t eos_ids[ST_MAX_EOS], n_eos; /* generation_config.json's, else config.json's */
+
+    /* Attention */
+    st_attn_kind attn;
+    int32_t n_heads, n_kv_heads;
+    int32_t head_dim;                                       /* GQA */
+    int32_t q_lora_rank, kv_lora_rank;                      /* MLA; q_lora_rank 0: plain q_proj */
+    int32_t qk_nope_head_dim, qk_rope_head_dim, v_head_dim; /* MLA */
+    bool qkv_bias, o_bias;
+    bool qk_norm;       /* per-head RMSNorm of q and k before RoPE (Qwen3) */
+    bool sandwich_norm; /* norms after attention and after the MLP too (openPangu) */
+    float attn_scale;   /* softmax scale, YaRN's factor included */
+
+    /* Rotary embedding */
+    bool rope_interleaved; /* pairs (2i, 2i+1); else (i, i + d/2) */
+    double rope_theta;
+    bool yarn;
+    double yarn_factor, yarn_beta_fast, yarn_beta_slow, yarn_mscale, yarn_mscale_all_dim;
+    int32_t yarn_original_positions;
+
+    /* Mixture of experts; n_experts 0: none */
+    int32_t n_experts, n_shared_experts, experts_per_token, moe_intermediate_size;
+    int32_t first_dense_layers; /* layers below have a dense MLP */
+    int32_t moe_layer_freq;     /* then every moe_layer_freq-th layer is MoE (1: all) */
+    st_router_kind router;
+    bool router_bias; /* e_score_correction_bias, used for choosing only */
+    bool norm_topk_prob;
+    float routed_scaling_factor;
+    int32_t n_group, topk_group; /* 1/1: no group limit */
+
+    int32_t n_mtp_layers; /* present in the checkpoint; not run yet */
+    bool w8a8;            /* compressed-tensors INT8 weights present */
+} st_model_config;
+
+/* True when layer has routed experts. */
+bool st_model_layer_is_moe(const st_model_config *c, int32_t layer);
+
+/* Loading in steps, for progress bars: called from the loading thread; done <= total, bytes. */
+typedef void st_progress_fn(void *user, size_t done, size_t total);
+
+typedef struct st_model_options {
+    const char *dir;
+    int32_t max_batch_tokens; /* largest st_batch.n_tokens; 0: 512 */
+    int32_t max_outputs;      /* largest st_batch.n_outputs; 0: max_batch_tokens */
+    int32_t max_model_len;    /* RoPE table length; 0: the checkpoint's max_positions */
+    int32_t n_threads;        /* 0: all */
+    const char *kernels;      /* NULL: STARLING_CPU, else the best */
+    size_t memory_limit;      /* bytes the model may take; 0: what the machine has available */
+    st_progress_fn *progress; /* may be NULL */
+    void *progress_user;
+} st_model_options;
+
+typedef struct st_model st_model;
+
+/* Maps and checks the checkpoint, builds the layers. Predicts its memory first and fails with
+ * ST_ENOMEM and both numbers when it cannot fit. opts->dir may be freed afterwards. */
+ST_NODISCARD st_status st_model_load(const st_model_options *opts, st_model **out, st_error *err);
+void st_model_free(st_model *m); /* NULL is fine */
+const st_model_config *st_model_get_config(const st_model *m);
+const char *st_model_kernels_name(const st_model *m);
+int32_t st_model_max_len(const st_model *m);
+/* Elements of one token's KV row in one layer (MLA: kv_lora + rope; GQA: 2 * n_kv_heads *
+ * head_dim). */
+int32_t st_model_kv_row_elems(const st_model *m);
+/* A 64-bit digest of config and tensor metadata: part of the prefix cache's root hash, so that KV
+ * of different checkpoints never mixes. */
+uint64_t st_model_fingerprint(const st_model *m);
+
+/* One sequence's tokens within a batch. */
+typedef struct st_batch_seq {
+    int32_t first, count;       /* rows [first, first + count) of the batch */
+    int32_t pos0;               /* position of the first; KV of positions < pos0 is present */
+    const int32_t *block_table; /* covers positions < pos0 + count */
+} st_batch_seq;
+
+typedef struct st_batch {
+    int32_t n_tokens;
+    const int32_t *tokens; /* [n_tokens], in vocabulary (checked by the caller) */
+    int32_t n_seqs;
+    const st_batch_seq *seqs; /* cover the rows in order, without gaps */
+    int32_t n_outputs;
+    const int32_t *output_rows; /* [n_outputs]: rows whose logits are wanted */
+} st_batch;
+
+/* Runs the batch through all layers: writes the tokens' KV into kv and the wanted logits to
+ * logits [n_outputs, vocab_size] float32. The result for a row depends only on its sequence's
+ * tokens 0..pos, bit for bit (on one ISA and KV dtype). One call at a time per model. No
+ * allocation. ST_EINVAL when the batch exceeds the options' limits. */
+ST_NODISCARD st_status st_model_forward(st_model *m, const st_batch *batch, st_kv_store *kv,
+                                        float *logits, st_error *err);
+
+/* A description for people (starling inspect), appended to out; json: as one JSON object. */
+ST_NODISCARD st_status st_model_describe(const char *dir, bool json, st_buf *out, st_error *err);
+
+#endif

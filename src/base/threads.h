@@ -1,0 +1,28 @@
+/* A pool of pinned worker threads for data-parallel loops inside one engine step.
+ *
+ * The caller of st_pool_run is worker 0; n_threads - 1 others spin briefly for the next loop and
+ * then sleep. Tasks are handed out through an atomic counter, so which worker runs a task is not
+ * determined: nothing computed may depend on it (design.md, idea 6). */
+#ifndef ST_BASE_THREADS_H
+#define ST_BASE_THREADS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "starling/status.h"
+
+typedef struct st_pool st_pool;
+
+/* n_threads >= 1 (0: the number of processors this process may use). With pin, worker i is bound
+ * to the i-th processor of the process' affinity mask; failure to bind is not an error. */
+ST_NODISCARD st_status st_pool_new(int n_threads, bool pin, st_pool **out, st_error *err);
+void st_pool_free(st_pool *pool); /* NULL is fine; no loop may be running */
+int st_pool_threads(const st_pool *pool);
+
+/* Calls fn(arg, task, worker) once for every task in [0, n_tasks) and returns when all are done.
+ * worker < st_pool_threads(pool) indexes per-worker scratch. Not reentrant: one loop at a time,
+ * always from the same thread or with external order. pool == NULL runs everything here. */
+typedef void st_task_fn(void *arg, size_t task, int worker);
+void st_pool_run(st_pool *pool, size_t n_tasks, st_task_fn *fn, void *arg);
+
+#endif

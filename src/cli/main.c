@@ -1,0 +1,50 @@
+/* starling: one binary, several commands. */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/commands.h"
+#include "cli/options.h"
+#include "starling/version.h"
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *about;
+} commands[] = {
+    {NULL, NULL, NULL},
+};
+
+static void usage(FILE *to)
+{
+    fprintf(to,
+            "starling %s: serves large Mixture-of-Experts language models\n\n"
+            "usage: starling COMMAND [MODEL] [options]\n\ncommands:\n",
+            ST_VERSION);
+    for (size_t i = 0; commands[i].name; i++)
+        fprintf(to, "  %-10s %s\n", commands[i].name, commands[i].about);
+    fprintf(to,
+            "\nMODEL is a Hugging Face checkpoint folder; without it the built-in lexicon model "
+            "is used.\nstarling COMMAND --help explains a command.\n");
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 2) {
+        usage(stderr);
+        return ST_EXIT_USAGE;
+    }
+    const char *name = argv[1];
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+        usage(stdout);
+        return ST_EXIT_OK;
+    }
+    if (strcmp(name, "--version") == 0 || strcmp(name, "version") == 0) {
+        printf("starling %s\n", ST_VERSION);
+        return ST_EXIT_OK;
+    }
+    for (size_t i = 0; commands[i].name; i++)
+        if (strcmp(name, commands[i].name) == 0)
+            return commands[i].run(argc - 1, argv + 1);
+    fprintf(stderr, "starling: there is no command '%s'; `starling help` lists them\n", name);
+    return ST_EXIT_USAGE;
+}

@@ -1,0 +1,103 @@
+/* The kernel table: one plain C reference and faster twins per instruction set.
+ *
+ * Chosen once at start by features (st_kernels_best) or by name (STARLING_CPU=ref|avx2|avx512).
+ * A kernel works on one thread; src/kernels/ops.h splits work over the pool. Every output element
+ * is reduced in an order fixed by the shapes alone (k, head sizes, key position), never by m, the
+ * thread count or what else is in the batch: the same inputs give the same bits at any batch size
+ * (design.md, idea 6). Pointers need the alignment of their element type, no more. */
+#ifndef ST_KERNELS_KERNELS_H
+#define ST_KERNELS_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "starling/dtype.h"
+#include "starling/status.h"
+
+/* A weight matrix W [n, k], row-major as checkpoints store it (n outputs, k inputs). The memory is
+ * borrowed (usually the mapped file). */
+typedef struct st_matrix {
+    st_dtype dtype; /* F32, F16, BF16, or I8 with scale and row_sum */
+    int32_t n, k;
+    const void *data;
+    const float *scale;     /* I8: [n], value = q * scale; else NULL */
+    const int32_t *row_sum; /* I8: [n], sum of each row (for kernels with unsigned activations) */
+} st_matrix;
+
+/* Paged KV memory of one layer. Row r of block b is at base + b*block_stride + r*row_stride.
+ * MLA: a row is [kv_lora | rope]. GQA: a row is [n_kv_heads*head_dim of k | the same of v]. */
+typedef struct st_kv_layer {
+    unsigned char *base;
+    size_t block_stride, row_stride; /* bytes */
+    int32_t block_size;              /* rows per block */
+    st_dtype dtype;                  /* BF16 or F32 */
+} st_kv_layer;
+
+/* One sequence's part of a batch for attention: queries at positions pos0 .. pos0+n_q-1, each
+ * attending to keys at positions 0 .. its own. */
+typedef struct st_attn_seq {
+    int32_t q_row; /* first row of q and out */
+    int32_t n_q;
+    int32_t pos0;
+    const int32_t *block_table; /* block of position p: block_table[p / block_size] */
+} st_attn_seq;
+
+typedef struct st_attn_shape {
+    int32_t n_heads;
+    int32_t n_kv_heads; /* GQA only */
+    int32_t k_dim;      /* MLA: kv_lora + rope; GQA: head_dim */
+    int32_t v_dim;      /* MLA: kv_lora (the row's first part); GQA: head_dim */
+    float scale;
+} st_attn_shape;
+
+typedef struct st_kernels {
+    const char *name; /* "ref", "avx2", "avx512", "avx512vnni" */
+
+    /* y[i*ldy + j] = sum over k of x[i*ldx + k] * W[j][k], for i < m and n0 <= j < n1, in float32
+     * math; W is F32, F16 or BF16. */
+    void (*matmul_f)(float *y, size_t ldy, const float *x, size_t ldx, int m, const st_matrix *w,
+                     int n0, int n1);
+    /* The same with W in I8 and x quantized by quantize_rows:
+     * y = float(integer dot product) * (x_scale[i] * w->scale[j]). |xq| <= 127. */
+    void (*matmul_i8)(float *y, size_t ldy, const int8_t *xq, size_t ldx, const float *x_scale,
+                      int m, const st_matrix *w, int n0, int n1);
+    /* Per row: scale = absmax/127 (1 for a row of zeros), q = round half to even of x / scale. */
+    void (*quantize_rows)(int8_t *q, size_t ldq, float *scale, const float *x, size_t ldx, int m,
+                          int k);
+    /* y = x / sqrt(mean(x^2) + eps) * weight, per row of d. y may be x. */
+    void (*rmsnorm)(float *y, size_t ldy, const float *x, size_t ldx, const float *weight, int m,
+                    int d, float eps);
+    /* Rotates one head vector of d elements in place. cos_sin: [d/2] cosines then [d/2] sines.
+     * interleaved: pairs (2i, 2i+1); half: pairs (i, i + d/2). */
+    void (*rope_interleaved)(float *x, int d, const float *cos_sin);
+    void (*rope_half)(float *x, int d, const float *cos_sin);
+    /* y[i] = silu(gate[i]) * up[i]; y may be gate. */
+    void (*silu_mul)(float *y, const float *gate, const float *up, int n);
+    void (*add)(float *y, const float *x, int n);                 /* y += x */
+    void (*add_scaled)(float *y, const float *x, float a, int n); /* y += a*x */
+    /* In place; returns the log of the sum before normalisation (max included). */
+    float (*softmax)(float *x, int n);
+    void (*to_bf16)(uint16_t *y, const float *x, int n); /* round to nearest even; NaN stays NaN */
+    void (*to_f32)(float *y, const void *x, st_dtype dtype, int n); /* from F32, F16, BF16 */
+
+    /* Attention of heads [h0, h1) for queries [q0, q1) of seq.
+     * MLA: q [rows][n_heads][k_dim] (latent part first, then rotated part), out
+     * [rows][n_heads][v_dim] in latent space. GQA: q and out [rows][n_heads][head_dim].
+     * scratch: at least attn_scratch(shape) bytes, 64-byte aligned, private to the thread. */
+    void (*attention_mla)(float *out, const float *q, const st_attn_shape *shape,
+                          const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1, int h0,
+                          int h1, void *scratch);
+    void (*attention_gqa)(float *out, const float *q, const st_attn_shape *shape,
+                          const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1, int h0,
+                          int h1, void *scratch);
+    size_t (*attn_scratch)(const st_attn_shape *shape);
+} st_kernels;
+
+/* The best table this processor runs, or the one named by STARLING_CPU. ST_EUNSUPPORTED when the
+ * named one is unknown or cannot run here (err lists the choices). */
+ST_NODISCARD st_status st_kernels_select(const char *name, const st_kernels **out, st_error *err);
+/* Every table that can run here, the reference first; returns the count (<= cap). */
+int st_kernels_list(const st_kernels **out, int cap);
+
+#endif

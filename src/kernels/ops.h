@@ -1,0 +1,74 @@
+/* Threaded operators: what the model's layers call. They split work into tasks whose shape never
+ * depends on the number of threads, run them on the pool, and keep every output element's
+ * reduction order fixed. No allocation: scratch lives in st_ops and is sized when it is made. */
+#ifndef ST_KERNELS_OPS_H
+#define ST_KERNELS_OPS_H
+
+#include "base/threads.h"
+#include "kernels/kernels.h"
+
+typedef struct st_ops st_ops;
+
+/* max_attn: the largest attention shape that will be used (NULL: none). pool may be NULL (one
+ * thread) and must outlive the result. */
+ST_NODISCARD st_status st_ops_new(const st_kernels *k, st_pool *pool, const st_attn_shape *max_attn,
+                                  st_ops **out, st_error *err);
+void st_ops_free(st_ops *ops);
+const st_kernels *st_ops_kernels(const st_ops *ops);
+st_pool *st_ops_pool(const st_ops *ops);
+
+/* An activation matrix: float rows, and their int8 form where an I8 weight will be used. */
+typedef struct st_act {
+    const float *x; /* [m, k], row stride ld */
+    size_t ld;
+    int8_t *q;    /* [m, k], row stride k: filled by st_op_quantize; may be NULL */
+    float *scale; /* [m] */
+    int32_t m, k;
+} st_act;
+
+void st_op_quantize(st_ops *ops, const st_act *a); /* fills a->q and a->scale */
+
+/* y[m, w->n] (row stride ldy) = a . W^T (+ bias[n] when not NULL). An I8 weight needs a->q. */
+typedef struct st_matmul_job {
+    const st_matrix *w;
+    st_act a;
+    float *y;
+    size_t ldy;
+    const float *bias;
+} st_matmul_job;
+
+/* Runs all jobs as one task list (the experts of a layer; q, k and v; gate and up). */
+void st_op_matmul(st_ops *ops, const st_matmul_job *jobs, int n_jobs);
+
+void st_op_rmsnorm(st_ops *ops, float *y, size_t ldy, const float *x, size_t ldx,
+                   const float *weight, int m, int d, float eps);
+void st_op_silu_mul(st_ops *ops, float *y, const float *gate, const float *up, int m, int n);
+void st_op_add(st_ops *ops, float *y, const float *x, size_t n); /* y += x */
+
+/* Attention over a whole batch: tasks over sequences, query groups and head groups.
+ * mla selects attention_mla or attention_gqa; layouts as in kernels.h. */
+void st_op_attention(st_ops *ops, bool mla, float *out, const float *q, const st_attn_shape *shape,
+                     const st_kv_layer *kv, const st_attn_seq *seqs, int n_seqs);
+
+/* Writes rows of src [m, row_elems] (float) into KV memory, converting to its dtype.
+ * slots[i] = block * block_size + row within block. */
+void st_op_kv_write(st_ops *ops, const st_kv_layer *kv, const int64_t *slots, const float *src,
+                    size_t ld_src, int m, int row_elems);
+
+/* Time spent per kind of operator since the last reset, nanoseconds of wall time on the caller:
+ * for `starling bench`. */
+typedef enum st_op_kind {
+    ST_OP_MATMUL_F,
+    ST_OP_MATMUL_I8,
+    ST_OP_ATTENTION,
+    ST_OP_NORM,
+    ST_OP_QUANTIZE,
+    ST_OP_ELEMENTWISE,
+    ST_OP_KV_WRITE,
+    ST_OP_KIND_COUNT
+} st_op_kind;
+const char *st_op_kind_name(st_op_kind kind);
+void st_ops_profile(const st_ops *ops, uint64_t ns[ST_OP_KIND_COUNT]);
+void st_ops_profile_reset(st_ops *ops);
+
+#endif
