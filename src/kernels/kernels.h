@@ -92,7 +92,24 @@ typedef struct st_kernels {
                           const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1, int h0,
                           int h1, void *scratch);
     size_t (*attn_scratch)(const st_attn_shape *shape);
+
+    /* The same attention in two steps, so that long contexts spread over threads; NULL where a
+     * table has no such kernels. Keys are taken in segments of ST_ATTN_SEGMENT positions:
+     * attention_part leaves one segment's unnormalised result for each (query, head) of
+     * [q0, q1) x [h0, h1), queries outermost, v_dim + ST_ATTN_PART_EXTRA floats each;
+     * attention_merge joins n parts of one (query, head), stride floats apart, in order. The
+     * one-step kernels do exactly this, so both ways give the same bits. */
+    void (*attention_part)(float *part, bool mla, const float *q, const st_attn_shape *shape,
+                           const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1, int h0,
+                           int h1, int segment, void *scratch);
+    void (*attention_merge)(float *out, const float *parts, size_t stride, int n, int v_dim);
 } st_kernels;
+
+enum {
+    ST_ATTN_SEGMENT = 1024,
+    ST_ATTN_PART_EXTRA = 2, /* the exponent that the row's weights were scaled by; their sum */
+    ST_MAX_K = 1 << 17      /* matmul_i8: k beyond this could overflow the 32-bit sums */
+};
 
 /* The best table this processor runs, or the one named by STARLING_CPU. ST_EUNSUPPORTED when the
  * named one is unknown or cannot run here (err lists the choices). */

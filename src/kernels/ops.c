@@ -1,0 +1,313 @@
+/* Threaded operators other than attention. Tasks are blocks of output columns or of rows; which
+ * thread runs which block, and how large blocks are, never reaches the bits (see kernels.h). */
+#include "kernels/ops.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "kernels/ops_internal.h"
+
+enum {
+    /* Weight bytes times passes over them that one matmul task should cost: a few microseconds
+     * from memory, so that hand-out is free and two threads finish together. */
+    MATMUL_TASK_COST = 64 << 10,
+    /* Rows of x for which reading the weights still costs more than the arithmetic. */
+    MATMUL_FREE_ROWS = 4,
+    MATMUL_COLUMNS = 16, /* blocks start at multiples of this */
+    ELEMENTS_PER_TASK = 16 << 10
+};
+
+/* 8 MiB hold the parts of a 30,000-token context with 128 heads of 512. */
+static const size_t parts_bytes = (size_t)8 << 20;
+
+const char *st_op_kind_name(st_op_kind kind)
+{
+    static const char *const names[ST_OP_KIND_COUNT] = {
+        [ST_OP_MATMUL_F] = "matmul (float)", [ST_OP_MATMUL_I8] = "matmul (int8)",
+        [ST_OP_ATTENTION] = "attention",     [ST_OP_NORM] = "norm",
+        [ST_OP_QUANTIZE] = "quantize",       [ST_OP_ELEMENTWISE] = "elementwise",
+        [ST_OP_KV_WRITE] = "kv write",
+    };
+    return (unsigned)kind < ST_OP_KIND_COUNT ? names[kind] : "unknown";
+}
+
+st_status st_ops_new(const st_kernels *k, st_pool *pool, const st_attn_shape *max_attn,
+                     st_ops **out, st_error *err)
+{
+    *out = NULL;
+    st_ops *ops = calloc(1, sizeof *ops);
+    if (!ops)
+        return st_fail(err, ST_ENOMEM, "no memory for operators");
+    ops->k = k;
+    ops->pool = pool;
+    if (max_attn) {
+        size_t threads = (size_t)st_pool_threads(pool), total;
+        ops->scratch_bytes = (k->attn_scratch(max_attn) + 4095) & ~(size_t)4095;
+        if (!st_mul_size(ops->scratch_bytes, threads, &total) ||
+            !(ops->scratch = aligned_alloc(4096, total))) {
+            st_ops_free(ops);
+            return st_fail(err, ST_ENOMEM, "no memory for attention scratch: %zu bytes x %zu",
+                           ops->scratch_bytes, threads);
+        }
+        if (threads > 1 && k->attention_part) {
+            ops->parts = aligned_alloc(64, parts_bytes);
+            if (!ops->parts) {
+                st_ops_free(ops);
+                return st_fail(err, ST_ENOMEM, "no memory for attention: %zu bytes", parts_bytes);
+            }
+            ops->parts_cap = parts_bytes / sizeof(float);
+        }
+    }
+    *out = ops;
+    return ST_OK;
+}
+
+void st_ops_free(st_ops *ops)
+{
+    if (!ops)
+        return;
+    free(ops->parts);
+    free(ops->scratch);
+    free(ops);
+}
+
+const st_kernels *st_ops_kernels(const st_ops *ops)
+{
+    return ops->k;
+}
+
+st_pool *st_ops_pool(const st_ops *ops)
+{
+    return ops->pool;
+}
+
+void st_ops_profile(const st_ops *ops, uint64_t ns[ST_OP_KIND_COUNT])
+{
+    memcpy(ns, ops->ns, sizeof ops->ns);
+}
+
+void st_ops_profile_reset(st_ops *ops)
+{
+    memset(ops->ns, 0, sizeof ops->ns);
+}
+
+/* ---- matrix products ---- */
+
+typedef struct matmul_run {
+    st_ops *ops;
+    const st_matmul_job *jobs;
+    int n_jobs;
+} matmul_run;
+
+/* What one output column of a job costs, in bytes of weights times passes. */
+static size_t column_cost(const st_matmul_job *job)
+{
+    size_t passes = 1 + (size_t)job->a.m / MATMUL_FREE_ROWS;
+    return (size_t)job->w->k * st_dtype_size(job->w->dtype) * passes;
+}
+
+static int columns_per_task(const st_matmul_job *job)
+{
+    size_t cost = column_cost(job);
+    size_t columns = cost ? MATMUL_TASK_COST / cost : MATMUL_TASK_COST;
+    columns -= columns % MATMUL_COLUMNS;
+    /* A tall x would otherwise be read again for every few columns. */
+    size_t least = job->a.m > 64 ? 4 * MATMUL_COLUMNS : MATMUL_COLUMNS;
+    columns = columns < least ? least : columns;
+    return columns > (1 << 20) ? 1 << 20 : (int)columns;
+}
+
+static void add_bias(const st_matmul_job *job, int n0, int n1)
+{
+    for (int i = 0; i < job->a.m; i++) {
+        float *y = job->y + (size_t)i * job->ldy;
+        for (int j = n0; j < n1; j++)
+            y[j] += job->bias[j];
+    }
+}
+
+static void matmul_task(void *arg, size_t task, int worker)
+{
+    const matmul_run *run = arg;
+    int i = st_ops_owner(run->ops->first_task, run->n_jobs, task);
+    const st_matmul_job *job = &run->jobs[i];
+    int columns = columns_per_task(job);
+    int n0 = (int)(task - run->ops->first_task[i]) * columns;
+    int n1 = job->w->n - n0 < columns ? job->w->n : n0 + columns;
+    const st_kernels *k = run->ops->k;
+    if (job->w->dtype == ST_I8)
+        k->matmul_i8(job->y, job->ldy, job->a.q, (size_t)job->a.k, job->a.scale, job->a.m, job->w,
+                     n0, n1);
+    else
+        k->matmul_f(job->y, job->ldy, job->a.x, job->a.ld, job->a.m, job->w, n0, n1);
+    if (job->bias)
+        add_bias(job, n0, n1);
+}
+
+static void matmul_slice(st_ops *ops, const st_matmul_job *jobs, int n)
+{
+    size_t tasks = 0, cost = 0;
+    for (int i = 0; i < n; i++) {
+        ops->first_task[i] = tasks;
+        if (jobs[i].a.m <= 0)
+            continue;
+        int columns = columns_per_task(&jobs[i]);
+        tasks += ((size_t)jobs[i].w->n + (size_t)columns - 1) / (size_t)columns;
+        cost += column_cost(&jobs[i]) * (size_t)jobs[i].w->n;
+    }
+    ops->first_task[n] = tasks;
+    matmul_run run = {ops, jobs, n};
+    st_ops_run(ops, cost <= MATMUL_TASK_COST, tasks, matmul_task, &run);
+}
+
+void st_op_matmul(st_ops *ops, const st_matmul_job *jobs, int n_jobs)
+{
+    uint64_t start = st_now_ns();
+    for (int i = 0; i < n_jobs; i += OPS_SLICE)
+        matmul_slice(ops, jobs + i, n_jobs - i < OPS_SLICE ? n_jobs - i : OPS_SLICE);
+    if (n_jobs > 0)
+        ops->ns[jobs[0].w->dtype == ST_I8 ? ST_OP_MATMUL_I8 : ST_OP_MATMUL_F] +=
+            st_now_ns() - start;
+}
+
+/* ---- operators on rows ---- */
+
+typedef struct row_run {
+    const st_kernels *k;
+    float *y;
+    size_t ldy;
+    const float *x, *weight, *up;
+    size_t ldx, n;
+    int m, d, rows_per_task;
+    float eps;
+    const st_act *act;
+    const st_kv_layer *kv;
+    const int64_t *slots;
+} row_run;
+
+/* Rows [*i0, *i1) of a task. */
+static void task_rows(const row_run *r, size_t task, int *i0, int *i1)
+{
+    *i0 = (int)task * r->rows_per_task;
+    *i1 = r->m - *i0 < r->rows_per_task ? r->m : *i0 + r->rows_per_task;
+}
+
+static void run_rows(st_ops *ops, row_run *r, st_op_kind kind, st_task_fn *fn)
+{
+    if (r->m <= 0 || r->d <= 0)
+        return;
+    uint64_t start = st_now_ns();
+    r->k = ops->k;
+    r->rows_per_task = ELEMENTS_PER_TASK / 2 / r->d;
+    if (r->rows_per_task < 1)
+        r->rows_per_task = 1;
+    size_t tasks = ((size_t)r->m + (size_t)r->rows_per_task - 1) / (size_t)r->rows_per_task;
+    st_ops_run(ops, (size_t)r->m * (size_t)r->d <= ELEMENTS_PER_TASK, tasks, fn, r);
+    ops->ns[kind] += st_now_ns() - start;
+}
+
+static void quantize_task(void *arg, size_t task, int worker)
+{
+    const row_run *r = arg;
+    const st_act *a = r->act;
+    int i0, i1;
+    task_rows(r, task, &i0, &i1);
+    r->k->quantize_rows(a->q + (size_t)i0 * (size_t)a->k, (size_t)a->k, a->scale + i0,
+                        a->x + (size_t)i0 * a->ld, a->ld, i1 - i0, a->k);
+}
+
+void st_op_quantize(st_ops *ops, const st_act *a)
+{
+    row_run r = {.act = a, .m = a->m, .d = a->k};
+    run_rows(ops, &r, ST_OP_QUANTIZE, quantize_task);
+}
+
+static void rmsnorm_task(void *arg, size_t task, int worker)
+{
+    const row_run *r = arg;
+    int i0, i1;
+    task_rows(r, task, &i0, &i1);
+    r->k->rmsnorm(r->y + (size_t)i0 * r->ldy, r->ldy, r->x + (size_t)i0 * r->ldx, r->ldx, r->weight,
+                  i1 - i0, r->d, r->eps);
+}
+
+void st_op_rmsnorm(st_ops *ops, float *y, size_t ldy, const float *x, size_t ldx,
+                   const float *weight, int m, int d, float eps)
+{
+    row_run r = {
+        .y = y, .ldy = ldy, .x = x, .ldx = ldx, .weight = weight, .m = m, .d = d, .eps = eps};
+    run_rows(ops, &r, ST_OP_NORM, rmsnorm_task);
+}
+
+static void kv_write_task(void *arg, size_t task, int worker)
+{
+    const row_run *r = arg;
+    const st_kv_layer *kv = r->kv;
+    int i0, i1;
+    task_rows(r, task, &i0, &i1);
+    for (int i = i0; i < i1; i++) {
+        unsigned char *row = kv->base + (size_t)(r->slots[i] / kv->block_size) * kv->block_stride +
+                             (size_t)(r->slots[i] % kv->block_size) * kv->row_stride;
+        const float *src = r->x + (size_t)i * r->ldx;
+        if (kv->dtype == ST_BF16)
+            r->k->to_bf16((uint16_t *)(void *)row, src, r->d);
+        else
+            memcpy(row, src, (size_t)r->d * sizeof *src);
+    }
+}
+
+void st_op_kv_write(st_ops *ops, const st_kv_layer *kv, const int64_t *slots, const float *src,
+                    size_t ld_src, int m, int row_elems)
+{
+    row_run r = {.kv = kv, .slots = slots, .x = src, .ldx = ld_src, .m = m, .d = row_elems};
+    run_rows(ops, &r, ST_OP_KV_WRITE, kv_write_task);
+}
+
+/* ---- elementwise ---- */
+
+/* Elements [*first, *first + *count) of a task. */
+static void task_elements(const row_run *r, size_t task, size_t *first, int *count)
+{
+    *first = task * ELEMENTS_PER_TASK;
+    size_t left = r->n - *first;
+    *count = left < ELEMENTS_PER_TASK ? (int)left : ELEMENTS_PER_TASK;
+}
+
+static void run_elements(st_ops *ops, row_run *r, st_task_fn *fn)
+{
+    uint64_t start = st_now_ns();
+    r->k = ops->k;
+    st_ops_run(ops, false, (r->n + ELEMENTS_PER_TASK - 1) / ELEMENTS_PER_TASK, fn, r);
+    ops->ns[ST_OP_ELEMENTWISE] += st_now_ns() - start;
+}
+
+static void silu_mul_task(void *arg, size_t task, int worker)
+{
+    const row_run *r = arg;
+    size_t first;
+    int count;
+    task_elements(r, task, &first, &count);
+    r->k->silu_mul(r->y + first, r->x + first, r->up + first, count);
+}
+
+void st_op_silu_mul(st_ops *ops, float *y, const float *gate, const float *up, int m, int n)
+{
+    row_run r = {.y = y, .x = gate, .up = up, .n = (size_t)m * (size_t)n};
+    run_elements(ops, &r, silu_mul_task);
+}
+
+static void add_task(void *arg, size_t task, int worker)
+{
+    const row_run *r = arg;
+    size_t first;
+    int count;
+    task_elements(r, task, &first, &count);
+    r->k->add(r->y + first, r->x + first, count);
+}
+
+void st_op_add(st_ops *ops, float *y, const float *x, size_t n)
+{
+    row_run r = {.y = y, .x = x, .n = n};
+    run_elements(ops, &r, add_task);
+}

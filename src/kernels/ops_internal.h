@@ -1,0 +1,45 @@
+/* What the operator files share. */
+#ifndef ST_KERNELS_OPS_INTERNAL_H
+#define ST_KERNELS_OPS_INTERNAL_H
+
+#include "base/clock.h"
+#include "kernels/ops.h"
+
+enum {
+    OPS_SLICE = 1024, /* jobs or sequences planned at once */
+    /* Rows (query, head) that attention handles together: KV is read once for them. */
+    OPS_ATTN_ROWS = 32
+};
+
+struct st_ops {
+    const st_kernels *k;
+    st_pool *pool;
+    uint64_t ns[ST_OP_KIND_COUNT];
+    size_t first_task[OPS_SLICE + 1]; /* of each job or sequence in the running slice */
+    unsigned char *scratch;           /* one piece per worker */
+    size_t scratch_bytes;             /* of a piece */
+    float *parts;                     /* split attention's intermediate results */
+    size_t parts_cap;                 /* in floats */
+};
+
+/* The job or sequence that task belongs to: the last i with first_task[i] <= task. */
+static inline int st_ops_owner(const size_t *first_task, int n, size_t task)
+{
+    int lo = 0, hi = n;
+    while (hi - lo > 1) {
+        int mid = lo + (hi - lo) / 2;
+        if (first_task[mid] <= task)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    return lo;
+}
+
+/* Runs a loop, without waking the pool when all of it is less work than a wake-up. */
+static inline void st_ops_run(st_ops *ops, bool tiny, size_t n_tasks, st_task_fn *fn, void *arg)
+{
+    st_pool_run(tiny ? NULL : ops->pool, n_tasks, fn, arg);
+}
+
+#endif

@@ -1,0 +1,33 @@
+/* The reference kernels: what every table means, written plainly. Sums are taken in double. */
+#ifndef ST_KERNELS_REF_H
+#define ST_KERNELS_REF_H
+
+#include "kernels/kernels.h"
+
+extern const st_kernels st_kernels_ref;
+
+void st_ref_matmul_f(float *y, size_t ldy, const float *x, size_t ldx, int m, const st_matrix *w,
+                     int n0, int n1);
+void st_ref_matmul_i8(float *y, size_t ldy, const int8_t *xq, size_t ldx, const float *x_scale,
+                      int m, const st_matrix *w, int n0, int n1);
+void st_ref_quantize_rows(int8_t *q, size_t ldq, float *scale, const float *x, size_t ldx, int m,
+                          int k);
+void st_ref_rmsnorm(float *y, size_t ldy, const float *x, size_t ldx, const float *weight, int m,
+                    int d, float eps);
+void st_ref_rope_interleaved(float *x, int d, const float *cos_sin);
+void st_ref_rope_half(float *x, int d, const float *cos_sin);
+void st_ref_silu_mul(float *y, const float *gate, const float *up, int n);
+void st_ref_add(float *y, const float *x, int n);
+void st_ref_add_scaled(float *y, const float *x, float a, int n);
+float st_ref_softmax(float *x, int n);
+void st_ref_to_bf16(uint16_t *y, const float *x, int n);
+void st_ref_to_f32(float *y, const void *x, st_dtype dtype, int n);
+void st_ref_attention_mla(float *out, const float *q, const st_attn_shape *shape,
+                          const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1, int h0,
+                          int h1, void *scratch);
+void st_ref_attention_gqa(float *out, const float *q, const st_attn_shape *shape,
+                          const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1, int h0,
+                          int h1, void *scratch);
+size_t st_ref_attn_scratch(const st_attn_shape *shape);
+
+#endif

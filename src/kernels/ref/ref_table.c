@@ -1,0 +1,21 @@
+/* The reference table. */
+#include "kernels/ref/ref.h"
+
+const st_kernels st_kernels_ref = {
+    .name = "ref",
+    .matmul_f = st_ref_matmul_f,
+    .matmul_i8 = st_ref_matmul_i8,
+    .quantize_rows = st_ref_quantize_rows,
+    .rmsnorm = st_ref_rmsnorm,
+    .rope_interleaved = st_ref_rope_interleaved,
+    .rope_half = st_ref_rope_half,
+    .silu_mul = st_ref_silu_mul,
+    .add = st_ref_add,
+    .add_scaled = st_ref_add_scaled,
+    .softmax = st_ref_softmax,
+    .to_bf16 = st_ref_to_bf16,
+    .to_f32 = st_ref_to_f32,
+    .attention_mla = st_ref_attention_mla,
+    .attention_gqa = st_ref_attention_gqa,
+    .attn_scratch = st_ref_attn_scratch,
+};

@@ -1,0 +1,91 @@
+/* Reference kernels on rows: norm, rotary embedding, activation, softmax, conversions. */
+#include <math.h>
+
+#include "kernels/float_bits.h"
+#include "kernels/ref/ref.h"
+
+void st_ref_rmsnorm(float *y, size_t ldy, const float *x, size_t ldx, const float *weight, int m,
+                    int d, float eps)
+{
+    for (int i = 0; i < m; i++) {
+        const float *xi = x + (size_t)i * ldx;
+        float *yi = y + (size_t)i * ldy;
+        double sum = 0;
+        for (int j = 0; j < d; j++)
+            sum += (double)xi[j] * xi[j];
+        float r = (float)(1.0 / sqrt(sum / d + eps));
+        for (int j = 0; j < d; j++)
+            yi[j] = xi[j] * r * weight[j];
+    }
+}
+
+static void rotate(float *a, float *b, float c, float s)
+{
+    float x = *a, y = *b;
+    *a = x * c - y * s;
+    *b = y * c + x * s;
+}
+
+void st_ref_rope_interleaved(float *x, int d, const float *cos_sin)
+{
+    for (int i = 0; i < d / 2; i++)
+        rotate(&x[2 * i], &x[2 * i + 1], cos_sin[i], cos_sin[d / 2 + i]);
+}
+
+void st_ref_rope_half(float *x, int d, const float *cos_sin)
+{
+    for (int i = 0; i < d / 2; i++)
+        rotate(&x[i], &x[i + d / 2], cos_sin[i], cos_sin[d / 2 + i]);
+}
+
+void st_ref_silu_mul(float *y, const float *gate, const float *up, int n)
+{
+    for (int i = 0; i < n; i++)
+        y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+}
+
+void st_ref_add(float *y, const float *x, int n)
+{
+    for (int i = 0; i < n; i++)
+        y[i] += x[i];
+}
+
+void st_ref_add_scaled(float *y, const float *x, float a, int n)
+{
+    for (int i = 0; i < n; i++)
+        y[i] = fmaf(a, x[i], y[i]);
+}
+
+float st_ref_softmax(float *x, int n)
+{
+    float max = -INFINITY;
+    for (int i = 0; i < n; i++)
+        max = x[i] > max ? x[i] : max;
+    double sum = 0;
+    for (int i = 0; i < n; i++) {
+        x[i] = expf(x[i] - max);
+        sum += x[i];
+    }
+    for (int i = 0; i < n; i++)
+        x[i] = (float)(x[i] / sum);
+    return max + (float)log(sum);
+}
+
+void st_ref_to_bf16(uint16_t *y, const float *x, int n)
+{
+    for (int i = 0; i < n; i++)
+        y[i] = st_f32_to_bf16(x[i]);
+}
+
+void st_ref_to_f32(float *y, const void *x, st_dtype dtype, int n)
+{
+    if (dtype == ST_F32) {
+        memmove(y, x, (size_t)n * 4);
+        return;
+    }
+    for (int i = 0; i < n; i++) {
+        uint16_t h;
+        memcpy(&h, (const char *)x + (size_t)i * 2, 2);
+        y[i] = dtype == ST_BF16 ? st_bf16_to_f32(h) : st_f16_to_f32(h);
+    }
+}
