@@ -20,7 +20,8 @@
 typedef enum st_attn_kind { ST_ATTN_GQA, ST_ATTN_MLA } st_attn_kind;
 typedef enum st_router_kind { ST_ROUTER_SOFTMAX, ST_ROUTER_SIGMOID } st_router_kind;
 
-#define ST_MAX_EOS 8
+#define ST_MAX_EOS      8
+#define ST_MAX_MLP_ONLY 64
 
 /* Everything config.json says, in one vocabulary for all families. Counts are per model. */
 typedef struct st_model_config {
@@ -48,16 +49,20 @@ typedef struct st_model_config {
     bool yarn;
     double yarn_factor, yarn_beta_fast, yarn_beta_slow, yarn_mscale, yarn_mscale_all_dim;
     int32_t yarn_original_positions;
+    float rope_attention_factor; /* cosines and sines are multiplied by it; 1 without YaRN */
 
     /* Mixture of experts; n_experts 0: none */
     int32_t n_experts, n_shared_experts, experts_per_token, moe_intermediate_size;
     int32_t first_dense_layers; /* layers below have a dense MLP */
-    int32_t moe_layer_freq;     /* then every moe_layer_freq-th layer is MoE (1: all) */
+    int32_t moe_layer_freq;     /* the others are MoE where (layer + moe_layer_phase) is a */
+    int32_t moe_layer_phase;    /* multiple of moe_layer_freq (1: all), except the layers */
+    int32_t mlp_only_layers[ST_MAX_MLP_ONLY], n_mlp_only_layers; /* listed here */
     st_router_kind router;
     bool router_bias; /* e_score_correction_bias, used for choosing only */
     bool norm_topk_prob;
     float routed_scaling_factor;
-    int32_t n_group, topk_group; /* 1/1: no group limit */
+    int32_t n_group, topk_group; /* 1/1: no group limit. A group's score is the sum of its two
+                                    best with router_bias, else its best (DeepSeek-V2) */
 
     int32_t n_mtp_layers; /* present in the checkpoint; not run yet */
     bool w8a8;            /* compressed-tensors INT8 weights present */
