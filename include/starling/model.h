@@ -38,7 +38,7 @@ typedef struct st_model_config {
     int32_t head_dim;                                       /* GQA */
     int32_t q_lora_rank, kv_lora_rank;                      /* MLA; q_lora_rank 0: plain q_proj */
     int32_t qk_nope_head_dim, qk_rope_head_dim, v_head_dim; /* MLA */
-    bool qkv_bias, o_bias;
+    bool qkv_bias, o_bias;                                  /* MLA: qkv_bias means q_a and kv_a */
     bool qk_norm;       /* per-head RMSNorm of q and k before RoPE (Qwen3) */
     bool sandwich_norm; /* norms after attention and after the MLP too (openPangu) */
     float attn_scale;   /* softmax scale, YaRN's factor included */
@@ -125,7 +125,9 @@ typedef struct st_batch {
 ST_NODISCARD st_status st_model_forward(st_model *m, const st_batch *batch, st_kv_store *kv,
                                         float *logits, st_error *err);
 
-/* A description for people (starling inspect), appended to out; json: as one JSON object. */
-ST_NODISCARD st_status st_model_describe(const char *dir, bool json, st_buf *out, st_error *err);
+/* A description for people (starling inspect), appended to out; json: as one JSON object; tensors:
+ * with the list of all tensors. Opens the checkpoint but loads nothing. */
+ST_NODISCARD st_status st_model_describe(const char *dir, bool json, bool tensors, st_buf *out,
+                                         st_error *err);
 
 #endif

@@ -32,11 +32,12 @@ static uint64_t machine_available(void)
 }
 
 /* What one cgroup folder leaves. Its page cache counts as used but is given back under pressure,
- * hence the inactive file pages are added again. */
+ * hence file pages are added again: the active ones too, since a model's mapped weights are active
+ * after one run and must not stand in the way of the next. */
 static uint64_t folder_available(const char *folder, bool v2)
 {
     char path[1200];
-    uint64_t limit, used, cache;
+    uint64_t limit, used, inactive = 0, active = 0;
     snprintf(path, sizeof path, "%s/%s", folder, v2 ? "memory.max" : "memory.limit_in_bytes");
     if (!read_number(path, "", &limit)) /* absent, or "max" */
         return SIZE_MAX;
@@ -44,8 +45,9 @@ static uint64_t folder_available(const char *folder, bool v2)
     if (!read_number(path, "", &used))
         return SIZE_MAX;
     snprintf(path, sizeof path, "%s/memory.stat", folder);
-    if (!read_number(path, v2 ? "inactive_file " : "total_inactive_file ", &cache))
-        cache = 0;
+    (void)read_number(path, v2 ? "inactive_file " : "total_inactive_file ", &inactive);
+    (void)read_number(path, v2 ? "active_file " : "total_active_file ", &active);
+    uint64_t cache = inactive + active;
     used = used > cache ? used - cache : 0;
     return limit > used ? limit - used : 0;
 }

@@ -4,7 +4,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -26,7 +25,7 @@ typedef struct mapped_file {
 } mapped_file;
 
 struct st_checkpoint {
-    st_arena *arena; /* names, paths, aligned copies */
+    st_arena *arena; /* names, paths */
     const char *dir;
     st_model_config config;
     st_weight_files *listing;
@@ -75,25 +74,6 @@ const st_tensor *st_checkpoint_find(const st_checkpoint *c, const char *name)
 {
     uint32_t i = c->slots[slot_of(c, name)];
     return i ? &c->tensors[i - 1] : NULL;
-}
-
-st_status st_checkpoint_find_aligned(st_checkpoint *c, const char *name, const st_tensor **out,
-                                     st_error *err)
-{
-    uint32_t i = c->slots[slot_of(c, name)];
-    if (!i)
-        return st_fail(err, ST_ENOTFOUND, "%s: the checkpoint has no tensor %s", c->dir, name);
-    st_tensor *t = &c->tensors[i - 1];
-    if ((uintptr_t)t->data % st_dtype_size(t->dtype)) {
-        void *copy = st_arena_alloc(c->arena, t->bytes);
-        if (!copy)
-            return st_fail(err, ST_ENOMEM, "%s: no memory for an aligned copy of %s (%zu bytes)",
-                           t->file, name, t->bytes);
-        memcpy(copy, t->data, t->bytes);
-        t->data = copy;
-    }
-    *out = t;
-    return ST_OK;
 }
 
 int32_t st_tensor_layer(const char *name)
@@ -231,40 +211,18 @@ done:
     return s;
 }
 
-/* Asymmetric INT8 has a zero point per channel; only symmetric weights (all zero) run here. */
-static st_status check_offsets_are_zero(const st_tensor *t, st_error *err)
-{
-    const unsigned char *p = t->data;
-    for (size_t i = 0; i < t->bytes; i++) {
-        bool sign_of_zero = (t->dtype == ST_F32 || t->dtype == ST_BF16 || t->dtype == ST_F16) &&
-                            i % st_dtype_size(t->dtype) == st_dtype_size(t->dtype) - 1;
-        if (p[i] & (sign_of_zero ? 0x7F : 0xFF))
-            return st_fail(err, ST_EUNSUPPORTED,
-                           "%s: %s is not all zeros: asymmetric INT8 weights are not supported",
-                           t->file, t->name);
-    }
-    return ST_OK;
-}
-
 static bool ends_with(const char *s, const char *tail)
 {
     size_t n = strlen(s), m = strlen(tail);
     return n >= m && strcmp(s + n - m, tail) == 0;
 }
 
-static st_status check_quantized(st_checkpoint *c, st_error *err)
+/* The dialect of quant_model_description.json says nothing in config.json. */
+static void note_int8(st_checkpoint *c)
 {
-    for (size_t i = 0; i < c->n_tensors; i++) {
-        const st_tensor *t = &c->tensors[i];
-        if (t->dtype == ST_I8 && ends_with(t->name, ".weight"))
+    for (size_t i = 0; i < c->n_tensors; i++)
+        if (c->tensors[i].dtype == ST_I8 && ends_with(c->tensors[i].name, ".weight"))
             c->config.w8a8 = true;
-        if (ends_with(t->name, ".weight_offset")) {
-            st_status s = check_offsets_are_zero(t, err);
-            if (s)
-                return s;
-        }
-    }
-    return ST_OK;
 }
 
 /* Samples of a few tensors: a bounded number of page reads whatever the size of the checkpoint. */
@@ -303,9 +261,9 @@ static st_status open_checkpoint(st_checkpoint *c, XXH3_state_t *hash, st_error 
                        c->dir);
     st_status s;
     if ((s = read_config(c, hash, err)) || (s = st_weight_files_check_description(c->dir, err)) ||
-        (s = open_files(c, err)) || (s = index_names(c, err)) || (s = check_index(c, err)) ||
-        (s = check_quantized(c, err)))
+        (s = open_files(c, err)) || (s = index_names(c, err)) || (s = check_index(c, err)))
         return s;
+    note_int8(c);
     hash_metadata(c, hash);
     hash_samples(c, hash);
     c->fingerprint = XXH3_64bits_digest(hash);
@@ -378,49 +336,4 @@ size_t st_checkpoint_total_bytes(const st_checkpoint *c)
 uint64_t st_checkpoint_fingerprint(const st_checkpoint *c)
 {
     return c->fingerprint;
-}
-
-/* --- values ------------------------------------------------------------------------------ */
-
-/* Bit patterns of NaN and infinity have all exponent bits set; reading bytes through memcpy keeps
- * misaligned tensors legal. */
-static bool is_finite_at(const st_tensor *t, size_t i, double *value)
-{
-    const unsigned char *p = (const unsigned char *)t->data + i * st_dtype_size(t->dtype);
-    uint16_t h;
-    uint32_t w;
-    float f;
-    switch (t->dtype) {
-    case ST_F64:
-        memcpy(value, p, sizeof *value);
-        return isfinite(*value);
-    case ST_F32:
-        memcpy(&f, p, sizeof f);
-        *value = (double)f;
-        return isfinite(f);
-    case ST_BF16:
-        memcpy(&h, p, sizeof h);
-        w = (uint32_t)h << 16;
-        memcpy(&f, &w, sizeof f);
-        *value = (double)f;
-        return isfinite(f);
-    case ST_F16:
-        memcpy(&h, p, sizeof h);
-        *value = (h & 0x3FF) ? (double)NAN : (h >> 15) ? (double)-INFINITY : (double)INFINITY;
-        return (h & 0x7C00) != 0x7C00;
-    default:
-        return true;
-    }
-}
-
-st_status st_tensor_check_finite(const st_tensor *t, st_error *err)
-{
-    size_t n = t->bytes / st_dtype_size(t->dtype);
-    double value;
-    for (size_t i = 0; i < n; i++)
-        if (!is_finite_at(t, i, &value))
-            return st_fail(err, ST_EFORMAT,
-                           "%s: tensor %s: element %zu is %g; weights must be finite numbers",
-                           t->file, t->name, i, value);
-    return ST_OK;
 }

@@ -11,7 +11,7 @@ typedef struct st_tensor {
     st_dtype dtype;
     int32_t rank; /* 0..4 */
     int64_t shape[4];
-    const void *data; /* may be unaligned for its type: see st_checkpoint_find_aligned */
+    const void *data; /* may be unaligned for its type: the format promises nothing */
     size_t bytes;
 } st_tensor;
 
@@ -20,23 +20,14 @@ typedef struct st_checkpoint st_checkpoint;
 /* Opens dir: config.json, generation_config.json (optional), and the weights: model.safetensors,
  * else the files that the folder's *.safetensors.index.json names, else every *.safetensors file.
  * Checks every header completely: sizes, offsets (inside the file, no overlap, no hole), dtypes,
- * shapes, duplicate names, index against files. Of the data only weight_offset tensors are read
- * (they must be zero). A file cut short by somebody else after this call is not survived: reading
- * its missing pages raises SIGBUS. */
+ * shapes, duplicate names, index against files. A file cut short by somebody else after this
+ * call is not survived: reading its missing pages raises SIGBUS. */
 ST_NODISCARD st_status st_checkpoint_open(const char *dir, st_checkpoint **out, st_error *err);
 void st_checkpoint_free(st_checkpoint *c);
 const st_model_config *st_checkpoint_config(const st_checkpoint *c);
 const char *st_checkpoint_dir(const st_checkpoint *c);
 /* NULL when there is no such tensor. */
 const st_tensor *st_checkpoint_find(const st_checkpoint *c, const char *name);
-/* The same for a tensor that must be there, with data aligned for its dtype: the format does not
- * promise that, so the rare misaligned one is copied into memory that the checkpoint owns.
- * ST_ENOTFOUND names the tensor and the folder. */
-ST_NODISCARD st_status st_checkpoint_find_aligned(st_checkpoint *c, const char *name,
-                                                  const st_tensor **out, st_error *err);
-/* ST_EFORMAT, naming tensor, element and value, when an F32, F16, BF16 or F64 tensor holds NaN or
- * infinity (other dtypes pass). Reads all of it: for norms, scales and biases at load. */
-ST_NODISCARD st_status st_tensor_check_finite(const st_tensor *t, st_error *err);
 /* Iteration in file order; the tensors lie in one array, st_checkpoint_at(c, 0). */
 size_t st_checkpoint_count(const st_checkpoint *c);
 const st_tensor *st_checkpoint_at(const st_checkpoint *c, size_t i);

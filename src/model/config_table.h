@@ -12,7 +12,7 @@ enum {
     ST_TRAIT_MOE = 4,
     ST_TRAIT_PANGU = 8,         /* sandwich norms, router bias by a key of its own */
     ST_TRAIT_QWEN_MOE = 16,     /* decoder_sparse_step, mlp_only_layers */
-    ST_TRAIT_O_BIAS = 32,       /* attention_bias means q, k, v and o */
+    ST_TRAIT_O_BIAS = 32,       /* attention_bias: q, k, v and o (MLA: q_a, kv_a and o) */
     ST_TRAIT_DEEPSEEK = 64,     /* scoring_func, topk_method */
     ST_TRAIT_HEAD_DIM_128 = 128 /* head_dim is 128 when absent, not hidden_size / heads */
 };

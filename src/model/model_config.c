@@ -160,7 +160,7 @@ static st_status apply_key(json_t *root, const st_config_key *key, st_model_conf
 
 /* --- keys with rules of their own -------------------------------------------------------- */
 
-static st_status expect_plain(json_t *root, const st_family *f, st_error *err)
+static st_status expect_plain(json_t *root, st_error *err)
 {
     char text[64];
     json_t *act = st_config_get(root, "hidden_act");
@@ -183,10 +183,6 @@ static st_status expect_plain(json_t *root, const st_family *f, st_error *err)
                            "supported",
                            i, st_config_text(kind, text, sizeof text));
     }
-    if ((f->traits & ST_TRAIT_MLA) && json_is_true(json_object_get(root, "attention_bias")))
-        return st_fail(err, ST_EUNSUPPORTED,
-                       "config.json: attention_bias is true; %s is supported without biases only",
-                       f->model_type);
     if (json_is_true(json_object_get(root, "mlp_bias")))
         return st_fail(err, ST_EUNSUPPORTED,
                        "config.json: mlp_bias is true; biases in the MLP are not supported");
@@ -382,7 +378,7 @@ static st_status parse(json_t *root, json_t *generation, st_model_config *c, st_
     *c = f->defaults;
     c->bos_id = -1;
     snprintf(c->model_type, sizeof c->model_type, "%s", f->model_type);
-    if ((s = expect_plain(root, f, err)))
+    if ((s = expect_plain(root, err)))
         return s;
     for (size_t i = 0; i < st_n_config_keys; i++) {
         const st_config_key *key = &st_config_keys[i];

@@ -1,0 +1,43 @@
+/* How much memory a model takes, predicted from its configuration and tensor list before any of it
+ * is taken. */
+#ifndef ST_MODEL_MEMORY_H
+#define ST_MODEL_MEMORY_H
+
+#include "model/checkpoint.h"
+
+/* Bytes. The mapped weights are pages of the files: the system may drop and read them again, but a
+ * model whose weights do not stay in memory runs at the speed of the disk. */
+typedef struct st_memory_need {
+    size_t weights;  /* mapped and used: every tensor except those of MTP layers */
+    size_t prepared; /* float norms, biases and scales, row sums of INT8 weights, transposed kv_b,
+                        copies of misaligned tensors, tables of layers and tensors */
+    size_t working;  /* a step's arrays, from max_batch_tokens and max_outputs */
+    size_t total;
+} st_memory_need;
+
+/* From n tensors at t. max_batch_tokens and max_outputs as in st_model_options, resolved.
+ * ST_EINVAL when the sum overflows. */
+ST_NODISCARD st_status st_model_memory_predict(const st_model_config *c, const st_tensor *t,
+                                               size_t n, int32_t max_batch_tokens,
+                                               int32_t max_outputs, st_memory_need *out,
+                                               st_error *err);
+
+/* What there is: each SIZE_MAX when unlimited or unknown. */
+typedef struct st_memory_room {
+    size_t limit;         /* the user's (memory_limit) */
+    size_t available;     /* st_memory_available: the machine's and the cgroup's */
+    size_t address_space; /* RLIMIT_AS less what is mapped already, weights included */
+} st_memory_room;
+
+/* ST_ENOMEM with both numbers and what can be done when need does not fit. Pure. */
+ST_NODISCARD st_status st_memory_fits(const char *dir, const st_memory_need *need,
+                                      const st_memory_room *room, st_error *err);
+/* Reads what this process has; limit 0: none. */
+void st_memory_read_room(size_t limit, st_memory_room *room);
+
+/* All of it, for st_model_load: predicts, reads, decides. */
+ST_NODISCARD st_status st_model_memory_check(const st_checkpoint *ckpt, int32_t max_batch_tokens,
+                                             int32_t max_outputs, size_t memory_limit,
+                                             st_error *err);
+
+#endif
