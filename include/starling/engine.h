@@ -20,9 +20,12 @@
 #include "starling/status.h"
 
 typedef struct st_engine_options {
-    int32_t max_num_seqs;           /* requests running at once; 0: 256 */
     int32_t max_num_batched_tokens; /* per step; 0: 512; never above the model's limit */
-    int32_t max_model_len;          /* prompt + generated; 0: the model's */
+    int32_t max_num_seqs;           /* requests running at once; 0: 256; never above
+                                       max_num_batched_tokens nor the model's max_outputs */
+    int32_t max_prefill_chunk;      /* tokens of one prompt in one step; 0: as many as fit */
+    int32_t max_model_len;          /* prompt + generated; 0: the model's; never above what the
+                                       KV blocks hold */
     int32_t block_size;             /* rows per KV block; 0: 16 */
     size_t kv_cache_memory;         /* bytes; 0: half of the available memory, at most what
                                        max_num_seqs * max_model_len tokens need */
@@ -90,11 +93,13 @@ typedef struct st_token_event {
     int32_t n_top;
     int32_t prompt_tokens, cached_tokens, generated_tokens;
     uint64_t submitted_ns, scheduled_ns, now_ns; /* monotonic; scheduled: first time in a step */
+    uint64_t step;                               /* number of the step that made it, from 1 */
     const char *error;
 } st_token_event;
 
 /* Runs on the engine's thread and must not block or call back into the engine, except for
- * st_engine_cancel. */
+ * st_engine_cancel, st_engine_submit and st_engine_get_stats. The request's blocks are released
+ * and the stats up to date before its final event. */
 typedef void st_token_fn(void *user, const st_token_event *event);
 
 typedef struct st_request {
@@ -119,18 +124,26 @@ void st_engine_cancel(st_engine *e, uint64_t id);
 /* No new requests from now on; those queued and running go on. Thread-safe. */
 void st_engine_drain(st_engine *e);
 
+/* Upper bounds of the buckets of iteration_tokens; the last bucket has none. */
+#define ST_ITERATION_BUCKETS 14
+extern const int32_t st_iteration_bounds[ST_ITERATION_BUCKETS - 1];
+
 typedef struct st_engine_stats {
     int32_t running, waiting;
     int32_t total_blocks, used_blocks, cached_blocks;
     int32_t block_size;
     uint64_t prompt_tokens, generation_tokens, preemptions, steps;
-    uint64_t prefix_queries, prefix_hits; /* in tokens */
+    uint64_t prefix_queries, prefix_hits; /* in tokens of prompts, at their first admission */
     uint64_t finished_stop, finished_length, finished_cancelled, finished_error;
     int32_t last_step_tokens;
+    uint64_t step_tokens;                            /* of all steps */
+    uint64_t iteration_tokens[ST_ITERATION_BUCKETS]; /* steps by their number of tokens */
+    size_t kv_cache_bytes;
 } st_engine_stats;
 
 void st_engine_get_stats(const st_engine *e, st_engine_stats *out); /* thread-safe */
 int32_t st_engine_max_model_len(const st_engine *e);
+int32_t st_engine_max_num_seqs(const st_engine *e);
 const st_model_config *st_engine_model_config(const st_engine *e);
 
 #endif

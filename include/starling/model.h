@@ -95,6 +95,8 @@ void st_model_free(st_model *m); /* NULL is fine */
 const st_model_config *st_model_get_config(const st_model *m);
 const char *st_model_kernels_name(const st_model *m);
 int32_t st_model_max_len(const st_model *m);
+int32_t st_model_max_batch_tokens(const st_model *m); /* largest st_batch.n_tokens */
+int32_t st_model_max_outputs(const st_model *m);      /* largest st_batch.n_outputs */
 /* Elements of one token's KV row in one layer (MLA: kv_lora + rope; GQA: 2 * n_kv_heads *
  * head_dim). */
 int32_t st_model_kv_row_elems(const st_model *m);
