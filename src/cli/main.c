@@ -11,6 +11,7 @@ static const struct {
     int (*run)(int argc, char **argv);
     const char *about;
 } commands[] = {
+    {"inspect", st_cmd_inspect, "print what was understood of a checkpoint"},
     {NULL, NULL, NULL},
 };
 
