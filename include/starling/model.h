@@ -78,10 +78,10 @@ typedef struct st_model_options {
     const char *dir;
     int32_t max_batch_tokens; /* largest st_batch.n_tokens; 0: 512 */
     int32_t max_outputs;      /* largest st_batch.n_outputs; 0: max_batch_tokens */
-    int32_t max_model_len;    /* RoPE table length; 0: the checkpoint's max_positions */
-    int32_t n_threads;        /* 0: all */
-    const char *kernels;      /* NULL: STARLING_CPU, else the best */
-    size_t memory_limit;      /* bytes the model may take; 0: what the machine has available */
+    int32_t max_model_len; /* positions a sequence may reach; 0: the checkpoint's max_positions */
+    int32_t n_threads;     /* 0: all */
+    const char *kernels;   /* NULL: STARLING_CPU, else the best */
+    size_t memory_limit;   /* bytes the model may take; 0: what the machine has available */
     st_progress_fn *progress; /* may be NULL */
     void *progress_user;
 } st_model_options;
@@ -118,6 +118,9 @@ typedef struct st_batch {
     const st_batch_seq *seqs; /* cover the rows in order, without gaps */
     int32_t n_outputs;
     const int32_t *output_rows; /* [n_outputs]: rows whose logits are wanted */
+    /* [n_outputs], filled: true where a row's logits are not all finite, so that the caller can
+     * fail that request alone. NULL: such a row fails the call with ST_EFORMAT. */
+    bool *output_bad;
 } st_batch;
 
 /* Runs the batch through all layers: writes the tokens' KV into kv and the wanted logits to

@@ -12,6 +12,7 @@ static const struct {
     const char *about;
 } commands[] = {
     {"inspect", st_cmd_inspect, "print what was understood of a checkpoint"},
+    {"logits", st_cmd_logits, "write the logits of token ids"},
     {NULL, NULL, NULL},
 };
 

@@ -27,7 +27,7 @@ const char *st_op_kind_name(st_op_kind kind)
         [ST_OP_MATMUL_F] = "matmul (float)", [ST_OP_MATMUL_I8] = "matmul (int8)",
         [ST_OP_ATTENTION] = "attention",     [ST_OP_NORM] = "norm",
         [ST_OP_QUANTIZE] = "quantize",       [ST_OP_ELEMENTWISE] = "elementwise",
-        [ST_OP_KV_WRITE] = "kv write",
+        [ST_OP_KV_WRITE] = "kv write",       [ST_OP_ROUTER] = "router",
     };
     return (unsigned)kind < ST_OP_KIND_COUNT ? names[kind] : "unknown";
 }
@@ -90,6 +90,13 @@ void st_ops_profile(const st_ops *ops, uint64_t ns[ST_OP_KIND_COUNT])
 void st_ops_profile_reset(st_ops *ops)
 {
     memset(ops->ns, 0, sizeof ops->ns);
+}
+
+void st_op_run(st_ops *ops, st_op_kind kind, size_t n_tasks, st_task_fn *fn, void *arg)
+{
+    uint64_t start = st_now_ns();
+    st_pool_run(ops->pool, n_tasks, fn, arg);
+    ops->ns[kind] += st_now_ns() - start;
 }
 
 /* ---- matrix products ---- */

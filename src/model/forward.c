@@ -1,0 +1,279 @@
+/* The forward pass: embedding, layers, logits. Work between matrix products is done token by
+ * token: one task adds a branch to the residual stream, norms the result and quantizes it for the
+ * next product. */
+#include <string.h>
+
+#include "model/model_impl.h"
+
+int32_t st_rows_per_task(const st_model *m, int32_t n_rows, int32_t width)
+{
+    enum { TASK_ELEMENTS = 4096, TASKS_PER_THREAD = 4 };
+    int32_t tasks = TASKS_PER_THREAD * st_pool_threads(m->pool);
+    int32_t worth = width > 0 ? TASK_ELEMENTS / width + 1 : 1;
+    int32_t spread = (n_rows + tasks - 1) / tasks;
+    return spread > worth ? spread : worth;
+}
+
+void st_quantize_row(const st_model *m, const st_rows *r, int32_t row)
+{
+    size_t at = (size_t)row * (size_t)r->k;
+    m->k->quantize_rows(r->q + at, (size_t)r->k, r->scale + row, r->x + at, (size_t)r->k, 1, r->k);
+}
+
+void st_kv_put(const st_model *m, const st_step *s, int32_t layer, int32_t row, const float *src)
+{
+    unsigned char *dst = s->kv->layers[layer] + m->work.kv_at[row];
+    if (s->kv->dtype == ST_BF16)
+        m->k->to_bf16((uint16_t *)dst, src, s->kv->row_elems);
+    else
+        memcpy(dst, src, s->kv->row_bytes);
+}
+
+void st_model_attention(st_model *m, const st_step *s, int32_t layer, float *out, const float *q)
+{
+    st_kv_layer kv = {.base = s->kv->layers[layer],
+                      .block_stride = s->kv->block_bytes,
+                      .row_stride = s->kv->row_bytes,
+                      .block_size = s->kv->block_size,
+                      .dtype = s->kv->dtype};
+    st_op_attention(m->ops, m->config.attn == ST_ATTN_MLA, out, q, &m->shape, &kv, m->work.seqs,
+                    s->batch->n_seqs);
+}
+
+/* A loop over rows, cut into tasks. */
+typedef struct row_run {
+    st_model *m;
+    const st_step *s;
+    int32_t n, per_task;
+    const st_layer *combine; /* MoE layer whose experts' outputs form the branch; else NULL */
+    const float *branch_norm, *next_norm;
+    bool branch, quantize;
+} row_run;
+
+static void run_rows(row_run *r, st_op_kind kind, st_task_fn *fn, int32_t width)
+{
+    r->per_task = st_rows_per_task(r->m, r->n, width);
+    st_op_run(r->m->ops, kind, (size_t)((r->n + r->per_task - 1) / r->per_task), fn, r);
+}
+
+static int32_t end_of(const row_run *r, size_t task)
+{
+    int32_t end = ((int32_t)task + 1) * r->per_task;
+    return end < r->n ? end : r->n;
+}
+
+static void quantize_o_task(void *arg, size_t task, int worker)
+{
+    const row_run *r = arg;
+    for (int32_t row = (int32_t)task * r->per_task; row < end_of(r, task); row++)
+        st_quantize_row(r->m, &r->m->work.o, row);
+}
+
+void st_model_output_projection(st_model *m, const st_step *s, const st_layer *l,
+                                const st_linear *o)
+{
+    st_work *w = &m->work;
+    if (l->quantize_o) {
+        row_run run = {.m = m, .n = s->n};
+        run_rows(&run, ST_OP_QUANTIZE, quantize_o_task, w->o.k);
+    }
+    st_matmul_job job =
+        st_linear_job(o, st_rows_act(&w->o, 0, s->n), w->branch, (size_t)m->config.hidden_size);
+    st_op_matmul(m->ops, &job, 1);
+}
+
+/* x += norm(branch); in = norm(x), quantized. The first call of a step has no branch, the last no
+ * next. */
+static void residual_task(void *arg, size_t task, int worker)
+{
+    const row_run *r = arg;
+    const st_model *m = r->m;
+    const st_work *w = &m->work;
+    int32_t d = m->config.hidden_size;
+    float eps = m->config.rms_norm_eps;
+    size_t ld = (size_t)d;
+    for (int32_t row = (int32_t)task * r->per_task; row < end_of(r, task); row++) {
+        float *x = w->x + (size_t)row * ld, *branch = w->branch + (size_t)row * ld;
+        if (r->combine)
+            st_moe_combine_row(m, r->combine, row);
+        if (r->branch_norm)
+            m->k->rmsnorm(branch, ld, branch, ld, r->branch_norm, 1, d, eps);
+        if (r->branch)
+            m->k->add(x, branch, d);
+        if (r->next_norm)
+            m->k->rmsnorm(w->in.x + (size_t)row * ld, ld, x, ld, r->next_norm, 1, d, eps);
+        if (r->quantize)
+            st_quantize_row(m, &w->in, row);
+    }
+}
+
+static void residual(st_model *m, const st_step *s, const st_layer *combine,
+                     const float *branch_norm, bool branch, const float *next_norm, bool quantize)
+{
+    row_run run = {.m = m,
+                   .n = s->n,
+                   .combine = combine,
+                   .branch_norm = branch_norm,
+                   .branch = branch,
+                   .next_norm = next_norm,
+                   .quantize = quantize};
+    int32_t adds = combine ? m->config.experts_per_token : 1;
+    run_rows(&run, ST_OP_NORM, residual_task, m->config.hidden_size * (2 + adds));
+}
+
+/* Per token: its embedding, its rotation, and where its KV rows go. */
+static void start_task(void *arg, size_t task, int worker)
+{
+    const row_run *r = arg;
+    const st_model *m = r->m;
+    const st_work *w = &m->work;
+    const st_kv_store *kv = r->s->kv;
+    const st_batch *b = r->s->batch;
+    int32_t row = (int32_t)task * r->per_task, d = m->config.hidden_size, seq = 0;
+    size_t embed_bytes = (size_t)d * st_dtype_size(m->embed.dtype);
+    for (; row < end_of(r, task); row++) {
+        while (row >= b->seqs[seq].first + b->seqs[seq].count)
+            seq++;
+        int32_t pos = b->seqs[seq].pos0 + row - b->seqs[seq].first;
+        int32_t block = b->seqs[seq].block_table[pos / kv->block_size];
+        w->kv_at[row] =
+            (size_t)block * kv->block_bytes + (size_t)(pos % kv->block_size) * kv->row_bytes;
+        st_rope_cos_sin(&m->rope, pos, w->cos_sin + (size_t)row * (size_t)m->rope.dim);
+        m->k->to_f32(w->x + (size_t)row * (size_t)d,
+                     (const char *)m->embed.data + (size_t)b->tokens[row] * embed_bytes,
+                     m->embed.dtype, d);
+    }
+}
+
+static void run_layers(st_model *m, const st_step *s)
+{
+    const st_model_config *c = &m->config;
+    const st_layer *first = &m->layers[0];
+    residual(m, s, NULL, NULL, false, first->input_norm, first->quantize_attn_in);
+    for (int32_t i = 0; i < c->n_layers; i++) {
+        const st_layer *l = &m->layers[i], *next = i + 1 < c->n_layers ? l + 1 : NULL;
+        if (c->attn == ST_ATTN_MLA)
+            st_mla_run(m, s, i);
+        else
+            st_gqa_run(m, s, i);
+        residual(m, s, NULL, l->post_attn_norm, true, l->mlp_norm, l->quantize_mlp_in);
+        if (l->is_moe)
+            st_moe_run(m, s, l);
+        else
+            st_mlp_run(m, s, l);
+        residual(m, s, l->is_moe ? l : NULL, l->post_mlp_norm, true, next ? next->input_norm : NULL,
+                 next && next->quantize_attn_in);
+    }
+}
+
+static void last_norm_task(void *arg, size_t task, int worker)
+{
+    const row_run *r = arg;
+    const st_model *m = r->m;
+    const st_work *w = &m->work;
+    size_t d = (size_t)m->config.hidden_size;
+    for (int32_t i = (int32_t)task * r->per_task; i < end_of(r, task); i++) {
+        size_t row = (size_t)r->s->batch->output_rows[i];
+        m->k->rmsnorm(w->last.x + (size_t)i * d, d, w->x + row * d, d, m->final_norm, 1,
+                      m->config.hidden_size, m->config.rms_norm_eps);
+        if (m->quantize_last)
+            st_quantize_row(m, &w->last, i);
+    }
+}
+
+typedef struct check_run {
+    st_model *m;
+    const float *logits;
+} check_run;
+
+/* A NaN or infinity has all exponent bits set: no float comparison, so the loop vectorizes. */
+static void check_task(void *arg, size_t task, int worker)
+{
+    const check_run *r = arg;
+    int32_t n = r->m->config.vocab_size, bad = 0;
+    const float *x = r->logits + task * (size_t)n;
+    for (int32_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        bad |= (bits & 0x7F800000u) == 0x7F800000u;
+    }
+    r->m->work.bad[task] = bad;
+}
+
+static st_status run_head(st_model *m, const st_step *s, float *logits, st_error *err)
+{
+    const st_batch *b = s->batch;
+    st_work *w = &m->work;
+    if (b->n_outputs == 0)
+        return ST_OK;
+    row_run run = {.m = m, .s = s, .n = b->n_outputs};
+    run_rows(&run, ST_OP_NORM, last_norm_task, m->config.hidden_size);
+    st_matmul_job job = st_linear_job(&m->head, st_rows_act(&w->last, 0, b->n_outputs), logits,
+                                      (size_t)m->config.vocab_size);
+    st_op_matmul(m->ops, &job, 1);
+    check_run check = {.m = m, .logits = logits};
+    st_op_run(m->ops, ST_OP_ELEMENTWISE, (size_t)b->n_outputs, check_task, &check);
+    for (int32_t i = 0; i < b->n_outputs; i++) {
+        if (b->output_bad)
+            b->output_bad[i] = w->bad[i];
+        else if (w->bad[i])
+            return st_fail(err, ST_EFORMAT,
+                           "%s: the logits of batch row %d are not finite: the checkpoint's values "
+                           "overflow float32",
+                           st_checkpoint_dir(m->ckpt), b->output_rows[i]);
+    }
+    return ST_OK;
+}
+
+static st_status check_batch(const st_model *m, const st_batch *b, const st_kv_store *kv,
+                             st_error *err)
+{
+    if (b->n_tokens < 1 || b->n_tokens > m->max_batch_tokens || b->n_seqs < 1 ||
+        b->n_seqs > b->n_tokens || b->n_outputs < 0 || b->n_outputs > m->max_outputs)
+        return st_fail(
+            err, ST_EINVAL,
+            "a batch of %d tokens, %d sequences and %d outputs: expected 1 to %d tokens, "
+            "as many sequences at most, and at most %d outputs",
+            b->n_tokens, b->n_seqs, b->n_outputs, m->max_batch_tokens, m->max_outputs);
+    if (kv->n_layers != m->config.n_layers || kv->row_elems != st_model_kv_row_elems(m))
+        return st_fail(err, ST_EINVAL,
+                       "KV memory of %d layers with %d elements a row: the model has %d and %d",
+                       kv->n_layers, kv->row_elems, m->config.n_layers, st_model_kv_row_elems(m));
+    int32_t row = 0;
+    for (int32_t i = 0; i < b->n_seqs; i++) {
+        const st_batch_seq *s = &b->seqs[i];
+        if (s->first != row || s->count < 1 || s->count > b->n_tokens - row)
+            return st_fail(err, ST_EINVAL,
+                           "sequence %d of the batch takes rows %d..%d: expected it to start at "
+                           "row %d and to end within %d",
+                           i, s->first, s->first + s->count, row, b->n_tokens);
+        if (s->pos0 < 0 || s->count > m->max_len - s->pos0)
+            return st_fail(err, ST_EINVAL,
+                           "sequence %d of the batch reaches position %lld: the model was loaded "
+                           "for %d positions",
+                           i, (long long)s->pos0 + s->count - 1, m->max_len);
+        row += s->count;
+    }
+    if (row != b->n_tokens)
+        return st_fail(err, ST_EINVAL, "the batch's sequences cover %d of its %d rows", row,
+                       b->n_tokens);
+    return ST_OK;
+}
+
+st_status st_model_forward(st_model *m, const st_batch *batch, st_kv_store *kv, float *logits,
+                           st_error *err)
+{
+    st_status status = check_batch(m, batch, kv, err);
+    if (status)
+        return status;
+    st_step step = {.batch = batch, .n = batch->n_tokens, .kv = kv};
+    row_run run = {.m = m, .s = &step, .n = batch->n_tokens};
+    run_rows(&run, ST_OP_ELEMENTWISE, start_task, m->config.hidden_size);
+    for (int32_t i = 0; i < batch->n_seqs; i++)
+        m->work.seqs[i] = (st_attn_seq){.q_row = batch->seqs[i].first,
+                                        .n_q = batch->seqs[i].count,
+                                        .pos0 = batch->seqs[i].pos0,
+                                        .block_table = batch->seqs[i].block_table};
+    run_layers(m, &step);
+    return run_head(m, &step, logits, err);
+}

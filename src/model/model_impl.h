@@ -1,0 +1,169 @@
+/* Inside of st_model: the layers' weights, the working memory of a step, and the functions that
+ * run one part of a layer. Private to src/model. */
+#ifndef ST_MODEL_IMPL_H
+#define ST_MODEL_IMPL_H
+
+#include "kernels/ops.h"
+#include "model/checkpoint.h"
+#include "model/rope.h"
+#include "model/weights.h"
+
+typedef struct st_mla_weights {
+    st_linear q_a; /* w.n 0: no query compression, q_b is q_proj on the layer's input */
+    const float *q_a_norm;
+    st_linear q_b, kv_a, o;
+    const float *kv_a_norm;
+    st_matrix *uk; /* [n_heads] of [kv_lora, nope]: the key expansion, transposed */
+    st_matrix *uv; /* [n_heads] of [v, kv_lora]: the value expansion */
+} st_mla_weights;
+
+typedef struct st_gqa_weights {
+    st_linear q, k, v, o;
+    const float *q_norm, *k_norm; /* [head_dim], NULL: none */
+} st_gqa_weights;
+
+typedef struct st_mlp_weights {
+    st_linear gate, up, down;
+} st_mlp_weights;
+
+typedef struct st_moe_weights {
+    st_matrix router;         /* [n_experts, hidden] */
+    const float *router_bias; /* [n_experts], for choosing only; NULL: none */
+    st_mlp_weights *experts;  /* [n_experts] */
+    st_mlp_weights shared;    /* gate.w.n 0: none */
+} st_moe_weights;
+
+typedef struct st_layer {
+    const float *input_norm;
+    const float *post_attn_norm; /* sandwich only: of the attention's output */
+    const float *mlp_norm;       /* of the MLP's input */
+    const float *post_mlp_norm;  /* sandwich only: of the MLP's output */
+    st_mla_weights mla;
+    st_gqa_weights gqa;
+    bool is_moe;
+    st_mlp_weights mlp;
+    st_moe_weights moe;
+    /* Whether the int8 form of these activations is needed by some weight. */
+    bool quantize_attn_in, quantize_q_b, quantize_o, quantize_mlp_in, quantize_down;
+} st_layer;
+
+/* Activation rows with room for their int8 form. */
+typedef struct st_rows {
+    float *x;     /* [cap, k] */
+    int8_t *q;    /* [cap, k]; NULL when no weight of the model is I8 */
+    float *scale; /* [cap] */
+    int32_t k;
+} st_rows;
+
+/* Working memory of a step, sized once from the options: T = max_batch_tokens, K = experts per
+ * token, R = T * K rows of chosen experts. */
+typedef struct st_work {
+    void *memory;
+    float *x;       /* [T, hidden] residual stream */
+    st_rows in;     /* [T, hidden] normed input of attention, then of the MLP */
+    float *branch;  /* [T, hidden] output of attention, then of the MLP */
+    float *cos_sin; /* [T, rope dim] */
+    size_t *kv_at;  /* [T] byte offset of the token's KV row within a layer */
+    float *q;       /* [T, n_heads * q head size] */
+    float *kv;      /* [T, kv row] new KV rows, before conversion */
+    st_rows o;      /* [T, n_heads * v head size] attention output, the input of o_proj */
+    st_rows q_a;    /* MLA: [T, q_lora] */
+    float *q_lat;   /* MLA: [T, n_heads, kv_lora + rope] */
+    float *o_lat;   /* MLA: [T, n_heads, kv_lora] */
+    float *gate;    /* [T, intermediate]: dense MLP, or the shared experts */
+    float *up;
+    st_rows h;             /* [T, intermediate] silu(gate) * up */
+    float *router;         /* [T, n_experts] */
+    int32_t *choice;       /* [T, K] experts by descending score */
+    float *choice_weight;  /* [T, K] */
+    int32_t *row_of_slot;  /* [T, K] row in expert order */
+    int32_t *token_of_row; /* [R] */
+    int32_t *expert_of_row;
+    int32_t *expert_first; /* [n_experts + 1] first row of each expert */
+    st_rows gathered;      /* [R, hidden] inputs in expert order, for experts with several rows */
+    float *e_gate;         /* [R, moe_intermediate] */
+    float *e_up;
+    st_rows e_h;
+    float *e_out; /* [R, hidden] */
+    st_rows last; /* [max_outputs, hidden] normed rows for lm_head */
+    st_attn_seq *seqs;
+    st_matmul_job *jobs; /* [2 * n_experts + 8] */
+    bool *bad;           /* [max_outputs] logits not finite */
+} st_work;
+
+struct st_model {
+    st_model_config config;
+    st_checkpoint *ckpt;
+    st_arena *arena; /* layers and prepared weights */
+    st_pool *pool;
+    st_ops *ops;
+    const st_kernels *k;
+    int32_t max_batch_tokens, max_outputs, max_len;
+    uint64_t fingerprint;
+    st_rope rope;
+    st_attn_shape shape;
+    bool any_i8;
+    st_matrix embed;
+    st_linear head;
+    bool quantize_last;
+    const float *final_norm;
+    st_layer *layers;
+    st_work work;
+};
+
+/* One step's batch as the layers see it. */
+typedef struct st_step {
+    const st_batch *batch;
+    int32_t n; /* tokens */
+    st_kv_store *kv;
+} st_step;
+
+ST_NODISCARD st_status st_layers_load(st_model *m, st_weights *w, st_error *err);
+ST_NODISCARD st_status st_work_init(st_model *m, st_error *err);
+
+static inline bool st_is_i8(const st_linear *l)
+{
+    return l->w.dtype == ST_I8 && l->w.n > 0;
+}
+
+/* Rows [first, first + m) as a matmul's input. */
+static inline st_act st_rows_act(const st_rows *r, int32_t first, int32_t m)
+{
+    size_t at = (size_t)first * (size_t)r->k;
+    return (st_act){.x = r->x + at,
+                    .ld = (size_t)r->k,
+                    .q = r->q ? r->q + at : NULL,
+                    .scale = r->q ? r->scale + first : NULL,
+                    .m = m,
+                    .k = r->k};
+}
+
+static inline st_matmul_job st_linear_job(const st_linear *l, st_act a, float *y, size_t ldy)
+{
+    return (st_matmul_job){.w = &l->w, .a = a, .y = y, .ldy = ldy, .bias = l->bias};
+}
+
+/* How many rows of `width` elements one task of a per-row loop takes: enough work to be worth
+ * handing out, and a few tasks for each thread. Results never depend on it. */
+int32_t st_rows_per_task(const st_model *m, int32_t n_rows, int32_t width);
+void st_quantize_row(const st_model *m, const st_rows *r, int32_t row);
+
+/* Each reads work.in and writes work.branch. */
+void st_mla_run(st_model *m, const st_step *s, int32_t layer);
+void st_gqa_run(st_model *m, const st_step *s, int32_t layer);
+void st_mlp_run(st_model *m, const st_step *s, const st_layer *l);
+/* Writes the shared experts' sum to work.branch (when there are any) and leaves the chosen
+ * experts' outputs in work.e_out: st_moe_combine_row adds them up. */
+void st_moe_run(st_model *m, const st_step *s, const st_layer *l);
+void st_moe_combine_row(const st_model *m, const st_layer *l, int32_t row);
+
+/* Converts a float KV row and stores it as token `row`'s of this layer. */
+void st_kv_put(const st_model *m, const st_step *s, int32_t layer, int32_t row, const float *src);
+
+/* Attention of the whole batch in one layer; shapes as st_op_attention's. */
+void st_model_attention(st_model *m, const st_step *s, int32_t layer, float *out, const float *q);
+/* branch = o_proj(work.o) */
+void st_model_output_projection(st_model *m, const st_step *s, const st_layer *l,
+                                const st_linear *o);
+
+#endif
