@@ -7,6 +7,11 @@
 #include "kernels/kernels.h"
 #include "kernels/ref/ref.h"
 
+#if defined(__x86_64__)
+#include "kernels/avx2/avx2.h"
+#include "kernels/avx512/avx512.h"
+#endif
+
 enum { MAX_TABLES = 8 };
 
 int st_kernels_list(const st_kernels **out, int cap)
@@ -14,6 +19,15 @@ int st_kernels_list(const st_kernels **out, int cap)
     const st_kernels *tables[MAX_TABLES];
     int n = 0;
     tables[n++] = &st_kernels_ref;
+#if defined(__x86_64__)
+    const st_cpu *cpu = st_cpu_features();
+    if (cpu->avx2)
+        tables[n++] = &st_kernels_avx2;
+    if (cpu->avx512)
+        tables[n++] = &st_kernels_avx512;
+    if (cpu->avx512_vnni)
+        tables[n++] = &st_kernels_avx512vnni;
+#endif
     for (int i = 0; i < n && i < cap; i++)
         out[i] = tables[i];
     return n < cap ? n : cap;

@@ -1,0 +1,35 @@
+/* The AVX2 table: the templates of src/kernels/simd with 8 lanes. */
+#include "kernels/avx2/avx2.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/float_bits.h"
+#include "kernels/kv_rows.h"
+#include "kernels/simd/vec_avx2.h"
+#include "kernels/simd/vec_math.h"
+
+#include "kernels/simd/attention.h"
+#include "kernels/simd/matmul_float.h"
+#include "kernels/simd/vector.h"
+
+const st_kernels st_kernels_avx2 = {
+    .name = "avx2",
+    .matmul_f = st_simd_matmul_f,
+    .matmul_i8 = st_avx2_matmul_i8,
+    .quantize_rows = st_simd_quantize_rows,
+    .rmsnorm = st_simd_rmsnorm,
+    .rope_interleaved = st_simd_rope_interleaved,
+    .rope_half = st_simd_rope_half,
+    .silu_mul = st_simd_silu_mul,
+    .add = st_simd_add,
+    .add_scaled = st_simd_add_scaled,
+    .softmax = st_simd_softmax,
+    .to_bf16 = st_simd_to_bf16,
+    .to_f32 = st_simd_to_f32,
+    .attention_mla = st_simd_attention_mla,
+    .attention_gqa = st_simd_attention_gqa,
+    .attn_scratch = st_simd_attn_scratch,
+    .attention_part = st_simd_attention_part,
+    .attention_merge = st_simd_attention_merge,
+};

@@ -1,0 +1,13 @@
+/* Tables and kernels compiled for AVX-512 (F, BW, DQ, VL), and with VNNI on top. */
+#ifndef ST_KERNELS_AVX512_H
+#define ST_KERNELS_AVX512_H
+
+#include "kernels/kernels.h"
+
+extern const st_kernels st_kernels_avx512;
+extern const st_kernels st_kernels_avx512vnni;
+
+void st_avx512vnni_matmul_i8(float *y, size_t ldy, const int8_t *xq, size_t ldx,
+                             const float *x_scale, int m, const st_matrix *w, int n0, int n1);
+
+#endif

@@ -1,0 +1,31 @@
+/* The AVX-512 tables: the templates of src/kernels/simd with 16 lanes. Without VNNI the int8
+ * product is AVX2's. */
+#include "kernels/avx512/avx512.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/avx2/avx2.h"
+#include "kernels/float_bits.h"
+#include "kernels/kv_rows.h"
+#include "kernels/simd/vec_avx512.h"
+#include "kernels/simd/vec_math.h"
+
+#include "kernels/simd/attention.h"
+#include "kernels/simd/matmul_float.h"
+#include "kernels/simd/vector.h"
+
+#define AVX512_TABLE(table_name, int8_product)                                                     \
+    {                                                                                              \
+        .name = table_name, .matmul_f = st_simd_matmul_f, .matmul_i8 = int8_product,               \
+        .quantize_rows = st_simd_quantize_rows, .rmsnorm = st_simd_rmsnorm,                        \
+        .rope_interleaved = st_simd_rope_interleaved, .rope_half = st_simd_rope_half,              \
+        .silu_mul = st_simd_silu_mul, .add = st_simd_add, .add_scaled = st_simd_add_scaled,        \
+        .softmax = st_simd_softmax, .to_bf16 = st_simd_to_bf16, .to_f32 = st_simd_to_f32,          \
+        .attention_mla = st_simd_attention_mla, .attention_gqa = st_simd_attention_gqa,            \
+        .attn_scratch = st_simd_attn_scratch, .attention_part = st_simd_attention_part,            \
+        .attention_merge = st_simd_attention_merge,                                                \
+    }
+
+const st_kernels st_kernels_avx512 = AVX512_TABLE("avx512", st_avx2_matmul_i8);
+const st_kernels st_kernels_avx512vnni = AVX512_TABLE("avx512vnni", st_avx512vnni_matmul_i8);

@@ -1,0 +1,206 @@
+/* The vector type of the templates in src/kernels/simd, for AVX2 + FMA + F16C: 8 floats. Included
+ * only by files compiled with AVX2 flags. Every operation fixes its order of summation. */
+#ifndef ST_KERNELS_VEC_AVX2_H
+#define ST_KERNELS_VEC_AVX2_H
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef __m256 vf;
+typedef __m256i vi;
+
+/* Matmul tile: rows of x by 4 rows of w; 12 accumulators of 16 registers. */
+#define MM_ROWS 3
+
+enum {
+    VL = 8,
+    QK_ROWS = 2, /* attention scores: rows by 4 keys */
+    PV_ROWS = 4, /* attention values: rows by PV_VECS vectors */
+    PV_VECS = 2
+};
+
+static inline vf vf_zero(void)
+{
+    return _mm256_setzero_ps();
+}
+static inline vf vf_set1(float x)
+{
+    return _mm256_set1_ps(x);
+}
+static inline vf vf_load(const void *p)
+{
+    return _mm256_loadu_ps(p);
+}
+static inline void vf_store(float *p, vf v)
+{
+    _mm256_storeu_ps(p, v);
+}
+static inline __m256i vf_mask(int n)
+{
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+/* The first n (1..VL) elements; the others are zero and their memory is not touched. */
+static inline vf vf_load_n(const void *p, int n)
+{
+    return _mm256_maskload_ps(p, vf_mask(n));
+}
+static inline void vf_store_n(float *p, vf v, int n)
+{
+    _mm256_maskstore_ps(p, vf_mask(n), v);
+}
+static inline vf vf_widen_bf16(__m128i h)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+static inline __m128i vf_load_16bit_n(const void *p, int n)
+{
+    uint16_t h[8] = {0};
+    memcpy(h, p, (size_t)n * sizeof *h);
+    return _mm_loadu_si128((const __m128i *)(const void *)h);
+}
+static inline vf vf_load_bf16(const void *p)
+{
+    return vf_widen_bf16(_mm_loadu_si128(p));
+}
+static inline vf vf_load_bf16_n(const void *p, int n)
+{
+    return vf_widen_bf16(vf_load_16bit_n(p, n));
+}
+static inline vf vf_load_f16(const void *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128(p));
+}
+static inline vf vf_load_f16_n(const void *p, int n)
+{
+    return _mm256_cvtph_ps(vf_load_16bit_n(p, n));
+}
+
+static inline vf vf_add(vf a, vf b)
+{
+    return _mm256_add_ps(a, b);
+}
+static inline vf vf_sub(vf a, vf b)
+{
+    return _mm256_sub_ps(a, b);
+}
+static inline vf vf_mul(vf a, vf b)
+{
+    return _mm256_mul_ps(a, b);
+}
+static inline vf vf_div(vf a, vf b)
+{
+    return _mm256_div_ps(a, b);
+}
+static inline vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm256_fmadd_ps(a, b, c);
+}
+/* c - a*b */
+static inline vf vf_fnma(vf a, vf b, vf c)
+{
+    return _mm256_fnmadd_ps(a, b, c);
+}
+/* The larger; b where either is NaN. */
+static inline vf vf_max(vf a, vf b)
+{
+    return _mm256_max_ps(a, b);
+}
+static inline vf vf_min(vf a, vf b)
+{
+    return _mm256_min_ps(a, b);
+}
+static inline vf vf_round(vf a)
+{
+    return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+static inline vf vf_power2(__m256i n)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
+/* p * 2^n for integers n in [-250, 250], 0.5 <= p <= 2; overflow gives infinity, underflow rounds.
+ * In two steps, because 2^n itself may be out of range. */
+static inline vf vf_scale2(vf p, vf n)
+{
+    __m256i i = _mm256_cvtps_epi32(n);
+    __m256i half = _mm256_srai_epi32(i, 1);
+    return _mm256_mul_ps(_mm256_mul_ps(p, vf_power2(half)), vf_power2(_mm256_sub_epi32(i, half)));
+}
+
+/* Horizontal sums of four vectors, each by the same tree. */
+static inline __m128 vf_sum4(vf a, vf b, vf c, vf d)
+{
+    vf ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    vf cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    __m256d x = _mm256_castps_pd(ab), y = _mm256_castps_pd(cd);
+    vf s = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)),
+                         _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
+    return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+static inline float vf_sum(vf a)
+{
+    return _mm_cvtss_f32(vf_sum4(a, a, a, a));
+}
+static inline float vf_hmax(vf a)
+{
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+
+/* Exchanges neighbours: b a d c ... */
+static inline vf vf_swap_pairs(vf a)
+{
+    return _mm256_permute_ps(a, 0xb1);
+}
+/* Half a vector from memory, every element twice: a a b b ... */
+static inline vf vf_load_twice(const float *p)
+{
+    return _mm256_permutevar8x32_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)),
+                                    _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+}
+/* a*b - c in even elements, a*b + c in odd ones. */
+static inline vf vf_fmaddsub(vf a, vf b, vf c)
+{
+    return _mm256_fmaddsub_ps(a, b, c);
+}
+
+static inline vi vi_zero(void)
+{
+    return _mm256_setzero_si256();
+}
+/* The larger of |a|'s bits and m, as unsigned integers: NaN is above infinity. */
+static inline vi vi_absmax(vi m, vf a)
+{
+    vi bits = _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff));
+    return _mm256_max_epu32(m, bits);
+}
+static inline uint32_t vi_hmax(vi m)
+{
+    __m128i h = _mm_max_epu32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
+    h = _mm_max_epu32(h, _mm_shuffle_epi32(h, 0x4e));
+    h = _mm_max_epu32(h, _mm_shuffle_epi32(h, 0xb1));
+    return (uint32_t)_mm_cvtsi128_si32(h);
+}
+/* Rounds to nearest even and stores VL bytes, clamped to [-127, 127]; no NaN. */
+static inline void vf_store_i8(int8_t *q, vf v)
+{
+    v = _mm256_min_ps(_mm256_max_ps(v, _mm256_set1_ps(-127)), _mm256_set1_ps(127));
+    __m256i i = _mm256_cvtps_epi32(v);
+    __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
+    _mm_storel_epi64((__m128i *)(void *)q, _mm_packs_epi16(h, h));
+}
+static inline void vf_store_bf16(uint16_t *y, vf v)
+{
+    vi u = _mm256_castps_si256(v);
+    vi high = _mm256_srli_epi32(u, 16);
+    vi odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+    vi r = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))),
+                             16);
+    vi quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+    r = _mm256_blendv_epi8(r, quiet, _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
+    __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+    _mm_storeu_si128((__m128i *)(void *)y, h);
+}
+
+#endif

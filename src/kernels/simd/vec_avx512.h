@@ -1,0 +1,185 @@
+/* The vector type of the templates in src/kernels/simd, for AVX-512: 16 floats. Included only by
+ * files compiled with AVX-512 flags. Every operation fixes its order of summation. */
+#ifndef ST_KERNELS_VEC_AVX512_H
+#define ST_KERNELS_VEC_AVX512_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+typedef __m512 vf;
+typedef __m512i vi;
+
+/* Matmul tile: rows of x by 4 rows of w; 24 accumulators of 32 registers. */
+#define MM_ROWS 6
+
+enum {
+    VL = 16,
+    QK_ROWS = 4, /* attention scores: rows by 4 keys */
+    PV_ROWS = 4, /* attention values: rows by PV_VECS vectors */
+    PV_VECS = 4
+};
+
+static inline vf vf_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+static inline vf vf_set1(float x)
+{
+    return _mm512_set1_ps(x);
+}
+static inline vf vf_load(const void *p)
+{
+    return _mm512_loadu_ps(p);
+}
+static inline void vf_store(float *p, vf v)
+{
+    _mm512_storeu_ps(p, v);
+}
+static inline __mmask16 vf_mask(int n)
+{
+    return (__mmask16)((1u << n) - 1);
+}
+/* The first n (1..VL) elements; the others are zero and their memory is not touched. */
+static inline vf vf_load_n(const void *p, int n)
+{
+    return _mm512_maskz_loadu_ps(vf_mask(n), p);
+}
+static inline void vf_store_n(float *p, vf v, int n)
+{
+    _mm512_mask_storeu_ps(p, vf_mask(n), v);
+}
+static inline vf vf_widen_bf16(__m256i h)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
+static inline vf vf_load_bf16(const void *p)
+{
+    return vf_widen_bf16(_mm256_loadu_si256(p));
+}
+static inline vf vf_load_bf16_n(const void *p, int n)
+{
+    return vf_widen_bf16(_mm256_maskz_loadu_epi16(vf_mask(n), p));
+}
+static inline vf vf_load_f16(const void *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256(p));
+}
+static inline vf vf_load_f16_n(const void *p, int n)
+{
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(vf_mask(n), p));
+}
+
+static inline vf vf_add(vf a, vf b)
+{
+    return _mm512_add_ps(a, b);
+}
+static inline vf vf_sub(vf a, vf b)
+{
+    return _mm512_sub_ps(a, b);
+}
+static inline vf vf_mul(vf a, vf b)
+{
+    return _mm512_mul_ps(a, b);
+}
+static inline vf vf_div(vf a, vf b)
+{
+    return _mm512_div_ps(a, b);
+}
+static inline vf vf_fma(vf a, vf b, vf c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+/* c - a*b */
+static inline vf vf_fnma(vf a, vf b, vf c)
+{
+    return _mm512_fnmadd_ps(a, b, c);
+}
+/* The larger; b where either is NaN. */
+static inline vf vf_max(vf a, vf b)
+{
+    return _mm512_max_ps(a, b);
+}
+static inline vf vf_min(vf a, vf b)
+{
+    return _mm512_min_ps(a, b);
+}
+static inline vf vf_round(vf a)
+{
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/* p * 2^n for integers n in [-250, 250], 0.5 <= p <= 2; overflow gives infinity, underflow rounds.
+ */
+static inline vf vf_scale2(vf p, vf n)
+{
+    return _mm512_scalef_ps(p, n);
+}
+
+/* Horizontal sums of four vectors, each by the same tree. */
+static inline __m128 vf_sum4(vf a, vf b, vf c, vf d)
+{
+    vf ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    vf cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
+    vf s = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+}
+static inline float vf_sum(vf a)
+{
+    return _mm_cvtss_f32(vf_sum4(a, a, a, a));
+}
+static inline float vf_hmax(vf a)
+{
+    return _mm512_reduce_max_ps(a);
+}
+
+/* Exchanges neighbours: b a d c ... */
+static inline vf vf_swap_pairs(vf a)
+{
+    return _mm512_permute_ps(a, 0xb1);
+}
+/* Half a vector from memory, every element twice: a a b b ... */
+static inline vf vf_load_twice(const float *p)
+{
+    const __m512i idx = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+    return _mm512_permutexvar_ps(idx, _mm512_castps256_ps512(_mm256_loadu_ps(p)));
+}
+/* a*b - c in even elements, a*b + c in odd ones. */
+static inline vf vf_fmaddsub(vf a, vf b, vf c)
+{
+    return _mm512_fmaddsub_ps(a, b, c);
+}
+
+static inline vi vi_zero(void)
+{
+    return _mm512_setzero_si512();
+}
+/* The larger of |a|'s bits and m, as unsigned integers: NaN is above infinity. */
+static inline vi vi_absmax(vi m, vf a)
+{
+    vi bits = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff));
+    return _mm512_max_epu32(m, bits);
+}
+static inline uint32_t vi_hmax(vi m)
+{
+    return _mm512_reduce_max_epu32(m);
+}
+/* Rounds to nearest even and stores VL bytes, clamped to [-127, 127]; no NaN. */
+static inline void vf_store_i8(int8_t *q, vf v)
+{
+    v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-127)), _mm512_set1_ps(127));
+    _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+}
+static inline void vf_store_bf16(uint16_t *y, vf v)
+{
+    vi u = _mm512_castps_si512(v);
+    vi odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    vi r = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))),
+                             16);
+    vi quiet = _mm512_or_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
+    r = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), r, quiet);
+    _mm256_storeu_si256((__m256i *)(void *)y, _mm512_cvtepi32_epi16(r));
+}
+
+#endif

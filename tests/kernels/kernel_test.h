@@ -1,0 +1,60 @@
+/* What the kernel tests share: every table of this machine, a printed seed, inputs at odd
+ * addresses in allocations that end where they end (so that ASan sees one byte too many), outputs
+ * between guard bytes. */
+#ifndef ST_TESTS_KERNEL_TEST_H
+#define ST_TESTS_KERNEL_TEST_H
+
+#include "cmocka_all.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+
+enum { KT_MAX_TABLES = 8, KT_GUARD = 64 };
+
+extern const st_kernels *kt_tables[KT_MAX_TABLES];
+extern int kt_n_tables;
+
+/* Finds the tables and seeds the generator from STARLING_TEST_SEED or the clock; prints the seed.
+ */
+void kt_start(void);
+
+uint64_t kt_u64(void);
+int kt_int(int lo, int hi); /* lo..hi */
+float kt_uniform(void);     /* -1..1 */
+float kt_normal(void);
+
+/* n elements of `size` bytes between guards, the first at an address that is a multiple of `size`
+ * and, where possible, of nothing more. Guards are filled with 0xa5, content with 0xee. */
+typedef struct kt_buf {
+    unsigned char *raw;
+    void *p;
+    size_t bytes;
+} kt_buf;
+
+kt_buf kt_new(size_t n, size_t size);
+void kt_check_guards(const kt_buf *b);
+void kt_free(kt_buf *b); /* checks the guards too */
+
+float *kt_floats(kt_buf *b, size_t n); /* new, filled with kt_normal */
+
+/* A random matrix of any dtype that a product takes; F16 and BF16 hold rounded normals, I8 the
+ * whole range -128..127, with scales and row sums. as_double: its values, [n][k]. */
+typedef struct kt_matrix {
+    st_matrix m;
+    kt_buf data;
+    float *scale;
+    int32_t *row_sum;
+    double *as_double;
+} kt_matrix;
+
+void kt_matrix_new(kt_matrix *w, st_dtype dtype, int n, int k);
+void kt_matrix_free(kt_matrix *w);
+
+/* Relative Frobenius error of got against want. */
+double kt_rel_error(const float *got, const double *want, size_t n);
+bool kt_same_bits(const void *a, const void *b, size_t bytes);
+uint16_t kt_to_f16(float f); /* for values of moderate size; round to nearest even */
+
+#endif
