@@ -4,14 +4,15 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/avx2/vec_avx2.h"
 #include "kernels/float_bits.h"
 #include "kernels/kv_rows.h"
-#include "kernels/simd/vec_avx2.h"
-#include "kernels/simd/vec_math.h"
+#include "kernels/simd/simd_macros.h"
+#include "kernels/simd/simd_math.inc"
 
-#include "kernels/simd/attention.h"
-#include "kernels/simd/matmul_float.h"
-#include "kernels/simd/vector.h"
+#include "kernels/simd/simd_attention.inc"
+#include "kernels/simd/simd_matmul_float.inc"
+#include "kernels/simd/simd_vector.inc"
 
 const st_kernels st_kernels_avx2 = {
     .name = "avx2",

@@ -4,13 +4,7 @@
 #include <string.h>
 
 #include "kernels/avx2/avx2.h"
-
-#define ST_INLINE static inline __attribute__((always_inline))
-#if defined(__clang__)
-#define ST_UNROLL _Pragma("unroll")
-#else
-#define ST_UNROLL _Pragma("GCC unroll 16")
-#endif
+#include "kernels/simd/simd_macros.h"
 
 #define I8_ROWS         3
 #define I8_STEP         32
@@ -47,7 +41,7 @@ ST_INLINE __m128i iv_sum4(ivec a, ivec b, ivec c, ivec d)
     return _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
 }
 
-#include "kernels/simd/matmul_int8.h"
+#include "kernels/simd/simd_matmul_int8.inc"
 
 void st_avx2_matmul_i8(float *y, size_t ldy, const int8_t *xq, size_t ldx, const float *x_scale,
                        int m, const st_matrix *w, int n0, int n1)

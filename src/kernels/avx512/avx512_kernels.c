@@ -6,14 +6,15 @@
 #include <string.h>
 
 #include "kernels/avx2/avx2.h"
+#include "kernels/avx512/vec_avx512.h"
 #include "kernels/float_bits.h"
 #include "kernels/kv_rows.h"
-#include "kernels/simd/vec_avx512.h"
-#include "kernels/simd/vec_math.h"
+#include "kernels/simd/simd_macros.h"
+#include "kernels/simd/simd_math.inc"
 
-#include "kernels/simd/attention.h"
-#include "kernels/simd/matmul_float.h"
-#include "kernels/simd/vector.h"
+#include "kernels/simd/simd_attention.inc"
+#include "kernels/simd/simd_matmul_float.inc"
+#include "kernels/simd/simd_vector.inc"
 
 #define AVX512_TABLE(table_name, int8_product)                                                     \
     {                                                                                              \
