@@ -21,21 +21,19 @@ json_t *st_config_get(json_t *object, const char *name)
 
 const char *st_config_text(json_t *value, char *buf, size_t cap)
 {
-    if (!value) {
+    char *text = value ? json_dumps(value, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
+    size_t n = text ? strlen(text) : 0;
+    if (!text) {
         snprintf(buf, cap, "null");
-        return buf;
+    } else if (n < cap) {
+        memcpy(buf, text, n + 1);
+    } else {
+        n = cap - sizeof "...";
+        n -= st_utf8_incomplete_tail(text, n);
+        memcpy(buf, text, n);
+        memcpy(buf + n, "...", sizeof "...");
     }
-    size_t n = json_dumpb(value, buf, cap - 1, JSON_ENCODE_ANY | JSON_COMPACT);
-    size_t kept = n < cap ? n : cap - 1;
-    if (n > kept || n >= cap - 1) {
-        kept = cap - 1 < n ? cap - 1 : n;
-        if (kept > cap - 4)
-            kept = cap - 4;
-        kept -= st_utf8_incomplete_tail(buf, kept);
-        memcpy(buf + kept, "...", 3);
-        kept += 3;
-    }
-    buf[kept] = '\0';
+    free(text);
     return buf;
 }
 
