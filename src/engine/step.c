@@ -144,7 +144,12 @@ static void plan_waiting(st_engine *e, int32_t tokens_left)
 /* Lays the running requests' chunks out as one batch. */
 static st_batch build_batch(st_engine *e)
 {
-    st_batch b = {.tokens = e->tokens, .seqs = e->seqs, .output_rows = e->output_rows};
+    /* With output_bad the model leaves rows that are not finite to us: the sampler finds them
+     * again, and only their requests end. */
+    st_batch b = {.tokens = e->tokens,
+                  .seqs = e->seqs,
+                  .output_rows = e->output_rows,
+                  .output_bad = e->output_bad};
     for (int32_t i = 0; i < e->n_running; i++) {
         st_seq *seq = e->running[i];
         if (seq->chunk == 0)

@@ -109,6 +109,16 @@ int32_t st_model_max_len(const st_model *m)
     return m->max_len;
 }
 
+int32_t st_model_max_batch_tokens(const st_model *m)
+{
+    return m->max_batch_tokens;
+}
+
+int32_t st_model_max_outputs(const st_model *m)
+{
+    return m->max_outputs;
+}
+
 int32_t st_model_kv_row_elems(const st_model *m)
 {
     const st_model_config *c = &m->config;

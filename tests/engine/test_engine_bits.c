@@ -1,0 +1,162 @@
+/* The same request gives the same bits: at any batch size, chunking of the prompt, block size,
+ * number of threads, with and without prefix cache, after preemption. */
+#include "engine_harness.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static recorder expected[N_WORKLOAD], got[N_WORKLOAD];
+
+static void greedy_answers_are_the_golden_ones(const char *name, st_dtype kv)
+{
+    st_engine_options o = {.kv_dtype = kv};
+    st_engine *e = make_engine(harness_model(name, 1), &o);
+    for (int i = 0; i < N_GOLDEN; i++) {
+        st_request r = greedy_request(goldens[i].prompt, goldens[i].n_prompt, 100);
+        submit(e, &r, &got[i]);
+    }
+    for (int i = 0; i < N_GOLDEN; i++) {
+        bool int8 = strcmp(name, "int8") == 0;
+        int32_t n = int8 ? goldens[i].n_int8_greedy : goldens[i].n_greedy;
+        recorder_wait(&got[i]);
+        assert_int_equal(got[i].finish, ST_FINISH_STOP);
+        assert_int_equal(got[i].n, n);
+        assert_memory_equal(got[i].tokens, int8 ? goldens[i].int8_greedy : goldens[i].greedy,
+                            (size_t)n * sizeof(int32_t));
+        assert_int_equal(got[i].prompt_tokens, goldens[i].n_prompt);
+        assert_int_equal(got[i].generated_tokens, n);
+        assert_true(got[i].submitted_ns <= got[i].scheduled_ns);
+        assert_true(got[i].scheduled_ns < got[i].last_ns);
+    }
+    free_engine(e);
+}
+
+static void golden_int8(void **state)
+{
+    (void)state;
+    greedy_answers_are_the_golden_ones("int8", ST_F32);
+    greedy_answers_are_the_golden_ones("int8", ST_BF16);
+}
+
+static void golden_bf16(void **state)
+{
+    (void)state;
+    greedy_answers_are_the_golden_ones("bf16", ST_F32);
+}
+
+static void compare_with(const char *name, int threads, int at_once, st_engine_options o)
+{
+    st_engine *e = make_engine(harness_model(name, threads), &o);
+    run_workload(e, at_once, got);
+    for (int i = 0; i < N_WORKLOAD; i++)
+        assert_same(&got[i], &expected[i]);
+    free_engine(e);
+}
+
+/* The reference: one request after the other, one thread, no cache, whole prompts. */
+static void compute_expected(const char *name, st_dtype kv)
+{
+    st_engine_options o = {.disable_prefix_caching = true, .kv_dtype = kv};
+    st_engine *e = make_engine(harness_model(name, 1), &o);
+    run_workload(e, 1, expected);
+    int varied = 0;
+    for (int i = 0; i < N_WORKLOAD; i++) {
+        assert_int_equal(expected[i].n_final, 1);
+        assert_true(expected[i].finish == ST_FINISH_STOP || expected[i].finish == ST_FINISH_LENGTH);
+        varied += i >= N_GOLDEN && expected[i].n > 0 &&
+                  (expected[i].n != expected[i % N_GOLDEN].n ||
+                   memcmp(expected[i].tokens, expected[i % N_GOLDEN].tokens,
+                          (size_t)expected[i].n * sizeof(int32_t)) != 0);
+    }
+    assert_true(varied > 8); /* the sampled ones do say something else */
+    free_engine(e);
+}
+
+static void batches_chunks_and_caches(void **state)
+{
+    (void)state;
+    compute_expected("int8", ST_BF16);
+    st_engine_options base = {.kv_dtype = ST_BF16};
+    const int at_once[] = {1, 7, 32};
+    const int chunk[] = {1, 16, 512};
+    for (int b = 0; b < 3; b++)
+        for (int c = 0; c < 3; c++)
+            for (int off = 0; off < 2; off++) {
+                st_engine_options o = base;
+                o.max_prefill_chunk = chunk[c];
+                o.disable_prefix_caching = off;
+                compare_with("int8", 1, at_once[b], o);
+            }
+}
+
+static void budgets_blocks_and_threads(void **state)
+{
+    (void)state;
+    st_engine_options o = {.kv_dtype = ST_BF16, .max_num_batched_tokens = 1};
+    compare_with("int8", 1, 32, o);
+    o.max_num_batched_tokens = 40;
+    o.block_size = 1;
+    compare_with("int8", 1, 32, o);
+    o.max_num_batched_tokens = 33;
+    o.block_size = 7;
+    compare_with("int8", 2, 32, o);
+    o.max_num_batched_tokens = 0;
+    o.block_size = 64;
+    compare_with("int8", 2, 7, o);
+    o.max_num_seqs = 5;
+    compare_with("int8", 2, 32, o);
+}
+
+static void other_weights_and_kv_types(void **state)
+{
+    (void)state;
+    st_engine_options o = {.kv_dtype = ST_F32};
+    compute_expected("bf16", ST_F32);
+    compare_with("bf16", 2, 32, o);
+    o.max_prefill_chunk = 3;
+    o.block_size = 4;
+    compare_with("bf16", 1, 7, o);
+}
+
+/* Few blocks: requests are preempted in the middle of their answers and computed again. */
+static void preemption(void **state)
+{
+    (void)state;
+    compute_expected("int8", ST_BF16);
+    for (int off = 0; off < 2; off++) {
+        st_engine_options o = {.kv_dtype = ST_BF16,
+                               .num_kv_blocks = 46,
+                               .block_size = 4,
+                               .disable_prefix_caching = off};
+        st_engine *e = make_engine(harness_model("int8", 1), &o);
+        run_workload(e, 32, got);
+        for (int i = 0; i < N_WORKLOAD; i++)
+            assert_same(&got[i], &expected[i]);
+        st_engine_stats s;
+        st_engine_get_stats(e, &s);
+        assert_true(s.preemptions > 0);
+        print_message("%d preemptions\n", (int)s.preemptions);
+        free_engine(e);
+    }
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    harness_free();
+    return 0;
+}
+
+int main(void)
+{
+    harness_init();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(golden_int8),
+        cmocka_unit_test(golden_bf16),
+        cmocka_unit_test(batches_chunks_and_caches),
+        cmocka_unit_test(budgets_blocks_and_threads),
+        cmocka_unit_test(other_weights_and_kv_types),
+        cmocka_unit_test(preemption),
+    };
+    return cmocka_run_group_tests_name("engine_bits", tests, NULL, teardown);
+}
