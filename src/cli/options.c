@@ -88,6 +88,13 @@ static const char *store(const st_opt *o, const char *text, char *buf, size_t ca
     case ST_OPT_STRING:
         *(const char **)o->value = text;
         return NULL;
+    case ST_OPT_LIST: {
+        st_opt_list *list = o->value;
+        if (list->n == ST_OPT_LIST_MAX)
+            return "at most 64 of these";
+        list->items[list->n++] = text;
+        return NULL;
+    }
     case ST_OPT_SIZE:
         return parse_size(text, o->value) ? NULL : "a size such as 512M or 4G";
     case ST_OPT_U64: {

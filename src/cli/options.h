@@ -12,8 +12,16 @@ typedef enum st_opt_type {
     ST_OPT_SIZE,   /* size_t *: bytes, suffixes K M G (powers of 1024) */
     ST_OPT_FLOAT,  /* float *, min..max */
     ST_OPT_STRING, /* const char ** */
+    ST_OPT_LIST,   /* st_opt_list *: may be given several times */
     ST_OPT_HEADING /* not an option: starts a group in --help */
 } st_opt_type;
+
+enum { ST_OPT_LIST_MAX = 64 };
+
+typedef struct st_opt_list {
+    const char *items[ST_OPT_LIST_MAX];
+    size_t n;
+} st_opt_list;
 
 typedef struct st_opt {
     const char *name; /* "--port"; several spellings separated by '|': "--prompt|-p" */
