@@ -277,6 +277,7 @@ void st_engine_step(st_engine *e)
     plan_waiting(e, plan_running(e));
     st_batch batch = build_batch(e);
     count_step(e, batch.n_tokens);
+    st_engine_publish_stats(e); /* a step may take long: who runs and who waits is known now */
     st_error err = {0};
     if (st_model_forward(e->model, &batch, e->kv, e->logits, &err) != ST_OK) {
         fail_batch(e, &err);
