@@ -13,6 +13,7 @@ static const struct {
 } commands[] = {
     {"inspect", st_cmd_inspect, "print what was understood of a checkpoint"},
     {"logits", st_cmd_logits, "write the logits of token ids"},
+    {"template", st_cmd_template, "render a conversation with the chat template"},
     {"tokenize", st_cmd_tokenize, "turn text into token ids and back"},
     {NULL, NULL, NULL},
 };
