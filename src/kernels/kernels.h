@@ -103,6 +103,14 @@ typedef struct st_kernels {
                            const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1, int h0,
                            int h1, int segment, void *scratch);
     void (*attention_merge)(float *out, const float *parts, size_t stride, int n, int v_dim);
+
+    /* For measuring what the machine can do (peaks.h); NULL where a table has none. Each runs
+     * `steps` rounds of independent instructions from registers and returns the operations done
+     * (a multiply-add is two). */
+    double (*peak_float)(int steps);
+    double (*peak_i8)(int steps);
+    /* Reads floats from memory as fast as it can; returns something that depends on all. */
+    float (*peak_read)(const float *p, size_t n);
 } st_kernels;
 
 enum {

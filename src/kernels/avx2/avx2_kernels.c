@@ -12,6 +12,7 @@
 
 #include "kernels/simd/simd_attention.inc"
 #include "kernels/simd/simd_matmul_float.inc"
+#include "kernels/simd/simd_peak.inc"
 #include "kernels/simd/simd_vector.inc"
 
 const st_kernels st_kernels_avx2 = {
@@ -33,4 +34,7 @@ const st_kernels st_kernels_avx2 = {
     .attn_scratch = st_simd_attn_scratch,
     .attention_part = st_simd_attention_part,
     .attention_merge = st_simd_attention_merge,
+    .peak_float = st_simd_peak_float,
+    .peak_i8 = st_avx2_peak_i8,
+    .peak_read = st_simd_peak_read,
 };

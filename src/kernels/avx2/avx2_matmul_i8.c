@@ -48,3 +48,8 @@ void st_avx2_matmul_i8(float *y, size_t ldy, const int8_t *xq, size_t ldx, const
 {
     i8_run(y, ldy, xq, ldx, x_scale, m, w, n0, n1);
 }
+
+double st_avx2_peak_i8(int steps)
+{
+    return i8_peak(steps);
+}

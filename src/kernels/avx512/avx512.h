@@ -9,5 +9,6 @@ extern const st_kernels st_kernels_avx512vnni;
 
 void st_avx512vnni_matmul_i8(float *y, size_t ldy, const int8_t *xq, size_t ldx,
                              const float *x_scale, int m, const st_matrix *w, int n0, int n1);
+double st_avx512vnni_peak_i8(int steps);
 
 #endif

@@ -14,9 +14,10 @@
 
 #include "kernels/simd/simd_attention.inc"
 #include "kernels/simd/simd_matmul_float.inc"
+#include "kernels/simd/simd_peak.inc"
 #include "kernels/simd/simd_vector.inc"
 
-#define AVX512_TABLE(table_name, int8_product)                                                     \
+#define AVX512_TABLE(table_name, int8_product, int8_peak)                                          \
     {                                                                                              \
         .name = table_name, .matmul_f = st_simd_matmul_f, .matmul_i8 = int8_product,               \
         .quantize_rows = st_simd_quantize_rows, .rmsnorm = st_simd_rmsnorm,                        \
@@ -25,8 +26,10 @@
         .softmax = st_simd_softmax, .to_bf16 = st_simd_to_bf16, .to_f32 = st_simd_to_f32,          \
         .attention_mla = st_simd_attention_mla, .attention_gqa = st_simd_attention_gqa,            \
         .attn_scratch = st_simd_attn_scratch, .attention_part = st_simd_attention_part,            \
-        .attention_merge = st_simd_attention_merge,                                                \
+        .attention_merge = st_simd_attention_merge, .peak_float = st_simd_peak_float,              \
+        .peak_i8 = int8_peak, .peak_read = st_simd_peak_read,                                      \
     }
 
-const st_kernels st_kernels_avx512 = AVX512_TABLE("avx512", st_avx2_matmul_i8);
-const st_kernels st_kernels_avx512vnni = AVX512_TABLE("avx512vnni", st_avx512vnni_matmul_i8);
+const st_kernels st_kernels_avx512 = AVX512_TABLE("avx512", st_avx2_matmul_i8, st_avx2_peak_i8);
+const st_kernels st_kernels_avx512vnni =
+    AVX512_TABLE("avx512vnni", st_avx512vnni_matmul_i8, st_avx512vnni_peak_i8);

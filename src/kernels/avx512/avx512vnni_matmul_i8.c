@@ -47,3 +47,8 @@ void st_avx512vnni_matmul_i8(float *y, size_t ldy, const int8_t *xq, size_t ldx,
 {
     i8_run(y, ldy, xq, ldx, x_scale, m, w, n0, n1);
 }
+
+double st_avx512vnni_peak_i8(int steps)
+{
+    return i8_peak(steps);
+}

@@ -1,0 +1,116 @@
+/* starling bench: what the machine can do, what the kernels reach of it, and what that makes of a
+ * model. */
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/bench.h"
+#include "cli/commands.h"
+#include "cli/options.h"
+
+typedef struct bench_args {
+    bool json, quick, no_kernels, no_model;
+    const char *kernels, *kv_dtype;
+    st_bench_model_options model;
+} bench_args;
+
+static st_status add_peaks(st_bench *b)
+{
+    const st_peaks *p = &b->peaks;
+    char all[64];
+    snprintf(all, sizeof all, "%d threads", st_pool_threads(b->pool));
+    const struct {
+        const char *name, *shape, *unit;
+        double value;
+    } rows[] = {
+        {"peak float32 FMA", "1 thread", "GFLOP/s", p->float_one},
+        {"peak float32 FMA", all, "GFLOP/s", p->float_all},
+        {"peak int8 dot product", "1 thread", "GOP/s", p->i8_one},
+        {"peak int8 dot product", all, "GOP/s", p->i8_all},
+        {"peak memory read", "1 thread", "GB/s", p->read_one},
+        {"peak memory read", all, "GB/s", p->read_all},
+    };
+    st_status s = ST_OK;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows && !s; i++)
+        if (rows[i].value > 0)
+            s = st_bench_add(&b->rows, rows[i].name, rows[i].shape, rows[i].value, rows[i].unit, 0);
+    return s;
+}
+
+static st_status run(st_bench *b, const bench_args *a, st_error *err)
+{
+    st_status s = st_kernels_select(a->kernels, &b->k, err);
+    if (s || (s = st_pool_new(a->model.threads, true, &b->pool, err)))
+        return s;
+    if (b->rows.live)
+        printf("machine (kernels: %s)\n", b->k->name);
+    s = st_peaks_measure(b->k, b->pool, b->quick, &b->peaks, err);
+    if (!s)
+        s = add_peaks(b);
+    if (!s && !a->no_kernels)
+        s = st_bench_kernels(b, err);
+    st_pool_free(b->pool); /* the model has its own */
+    b->pool = NULL;
+    if (!s && !a->no_model)
+        s = st_bench_model(b, &a->model, err);
+    return s;
+}
+
+static int check(const bench_args *a)
+{
+    if (strcmp(a->kv_dtype, "f32") == 0 || strcmp(a->kv_dtype, "bf16") == 0)
+        return ST_EXIT_OK;
+    fprintf(stderr, "starling bench: --kv-cache-dtype does not take '%s': expected f32 or bf16\n",
+            a->kv_dtype);
+    return ST_EXIT_USAGE;
+}
+
+int st_cmd_bench(int argc, char **argv)
+{
+    static const st_command cmd = {
+        "bench", "starling bench [MODEL] [options]",
+        "Measures this machine's peaks (float32 and int8 arithmetic, reading memory), the kernels\n"
+        "against them, then the model's speed: prompt, generation at growing depth and batched,\n"
+        "and where the time goes. Generation is set against the bound that memory sets: bytes of\n"
+        "active weights per token over the read bandwidth.",
+        0, 1};
+    bench_args a = {.kv_dtype = "bf16",
+                    .model = {.prompt = 512, .generate = 32, .depth = 4096, .batch = 16}};
+    const st_opt opts[] = {
+        {"--json", ST_OPT_FLAG, &a.json, NULL, "print a JSON array of rows", 0, 0},
+        {"--quick", ST_OPT_FLAG, &a.quick, NULL, "fewer repetitions", 0, 0},
+        {"--no-kernels", ST_OPT_FLAG, &a.no_kernels, NULL, "skip the kernel table", 0, 0},
+        {"--no-model", ST_OPT_FLAG, &a.no_model, NULL, "skip the model", 0, 0},
+        {"--prompt", ST_OPT_INT, &a.model.prompt, "N", "prompt tokens (512)", 1, 1 << 20},
+        {"--generate", ST_OPT_INT, &a.model.generate, "N", "generation steps (32)", 1, 64},
+        {"--depth", ST_OPT_INT, &a.model.depth, "N",
+         "deepest context, from 1024 in steps of 4x (4096)", 0, 1 << 20},
+        {"--batch", ST_OPT_INT, &a.model.batch, "N", "most sequences at once, 4, 16, ... (16)", 1,
+         1024},
+        {"--kv-cache-dtype", ST_OPT_STRING, &a.kv_dtype, "TYPE", "bf16 (default) or f32", 0, 0},
+        {"--threads", ST_OPT_INT, &a.model.threads, "N", "worker threads (0: all processors)", 0,
+         1024},
+        {"--kernels", ST_OPT_STRING, &a.kernels, "NAME", "kernel table (default: the best)", 0, 0},
+    };
+    const char *args[1] = {NULL};
+    int n_args, code;
+    if ((code = st_options_parse(&cmd, opts, sizeof opts / sizeof *opts, argc, argv, args,
+                                 &n_args)) >= 0)
+        return code;
+    if ((code = check(&a)))
+        return code;
+    char dir[PATH_MAX] = "";
+    if (!a.no_model && st_model_dir(n_args ? args[0] : NULL, dir, sizeof dir))
+        return ST_EXIT_FAILED;
+    a.model.dir = dir;
+    a.model.kv_dtype = strcmp(a.kv_dtype, "f32") == 0 ? ST_F32 : ST_BF16;
+    st_bench b = {.quick = a.quick, .rows = {.live = !a.json}};
+    st_error err = {0};
+    st_status s = run(&b, &a, &err);
+    if (!s && a.json)
+        s = st_bench_print_json(&b.rows);
+    if (s)
+        fprintf(stderr, "starling bench: %s\n", err.text[0] ? err.text : st_status_name(s));
+    st_bench_free(&b.rows);
+    return s ? ST_EXIT_FAILED : ST_EXIT_OK;
+}
