@@ -173,7 +173,7 @@ static st_status parse_component(st_pretokenizer *p, const json_t *json, const c
     if (strcmp(type, "WhitespaceSplit") == 0)
         return add_split(p, where, "\\s", 2, false, REMOVED, false, err);
     if (strcmp(type, "Whitespace") == 0)
-        return add_split(p, where, "\\w+|[^\\w\\s]+", 13, false, REMOVED, true, err);
+        return add_split(p, where, "\\w+|[^\\w\\s]+", 12, false, REMOVED, true, err);
     return st_fail(err, ST_EUNSUPPORTED,
                    "%s.type '%.100s' is not supported; supported: Sequence, Split, ByteLevel, "
                    "Digits, Punctuation, Whitespace, WhitespaceSplit, CharDelimiterSplit",

@@ -107,7 +107,7 @@ static bool put_posix(rewriter *r, st_buf *out, const char *name)
         {"lower", "\\p{Lowercase}", "Ll"},
         {"upper", "\\p{Uppercase}", "Lu"},
         {"space", SPACE, ""},
-        {"punct", "", "P S"},
+        {"punct", "", "P"},
         {"cntrl", "\\p{Cc}", ""},
         {"xdigit", HEX, ""},
         {"blank", "\\t\\p{Zs}", ""},
@@ -119,6 +119,17 @@ static bool put_posix(rewriter *r, st_buf *out, const char *name)
         {"separator", "", "Z"},
         {"other", "", "C"},
         {"any", "\\p{Any}", ""},
+        {"uppercaseletter", "", "Lu"},
+        {"lowercaseletter", "", "Ll"},
+        {"titlecaseletter", "", "Lt"},
+        {"modifierletter", "", "Lm"},
+        {"otherletter", "", "Lo"},
+        {"nonspacingmark", "", "Mn"},
+        {"spacingmark", "", "Mc"},
+        {"enclosingmark", "", "Me"},
+        {"decimalnumber", "", "Nd"},
+        {"letternumber", "", "Nl"},
+        {"othernumber", "", "No"},
     };
     if (strcmp(name, "word") == 0) {
         put_word(r, out);
@@ -206,8 +217,9 @@ static void read_property(rewriter *r, st_buf *inside, bool *negated)
 }
 
 /* The set that an escape stands for, as the inside of a class. r->at is behind the letter c.
- * Returns false (and writes nothing) when c does not name a set. */
-static bool escape_set(rewriter *r, char c, st_buf *inside, bool *negated)
+ * Returns false (and writes nothing) when c does not name a set. Oniguruma counts superscripts and
+ * fractions as \w, except in a class. */
+static bool escape_set(rewriter *r, char c, bool in_class, st_buf *inside, bool *negated)
 {
     *negated = isupper((unsigned char)c);
     switch (c) {
@@ -218,6 +230,8 @@ static bool escape_set(rewriter *r, char c, st_buf *inside, bool *negated)
     case 'w':
     case 'W':
         put_word(r, inside);
+        if (!in_class)
+            puts_(r, inside, "\\x{B2}\\x{B3}\\x{B9}\\x{BC}-\\x{BE}");
         return true;
     case 'd':
     case 'D':
@@ -301,7 +315,7 @@ static void class_escape(rewriter *r, operand *o)
         return;
     }
     char c = *r->at++;
-    if (!escape_set(r, c, &set, &negated))
+    if (!escape_set(r, c, true, &set, &negated))
         copy_escape(r, &o->inside, c);
     else if (negated)
         add_atom(r, o, "[^", &set, "]");
@@ -442,7 +456,7 @@ static void rewrite_escape(rewriter *r, st_buf *out)
     char c = *r->at++;
     if (c == 'b' || c == 'B') {
         put_boundary(r, out, c == 'B');
-    } else if (escape_set(r, c, &set, &negated)) {
+    } else if (escape_set(r, c, false, &set, &negated)) {
         puts_(r, out, negated ? "[^" : "[");
         put_buf(r, out, &set);
         puts_(r, out, "]");
