@@ -11,6 +11,7 @@ static const struct {
     int (*run)(int argc, char **argv);
     const char *about;
 } commands[] = {
+    {"serve", st_cmd_serve, "serve a model over OpenAI's API"},
     {"bench", st_cmd_bench, "measure the machine, the kernels and a model"},
     {"inspect", st_cmd_inspect, "print what was understood of a checkpoint"},
     {"logits", st_cmd_logits, "write the logits of token ids"},
