@@ -20,8 +20,8 @@ import sys
 import time
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', '..'))
-sys.path[:0] = [os.path.join(ROOT, 'tests', 'oracle'), os.path.join(ROOT, 'tests', 'oracle', 'llama'),
-                os.path.join(ROOT, 'tools')]
+sys.path[:0] = [os.path.join(ROOT, *path) for path in
+                (('tests', 'oracle'), ('tests', 'oracle', 'llama'), ('tools',))]
 
 import gguf  # noqa: E402
 import libllama  # noqa: E402
@@ -107,7 +107,8 @@ def report(rounds, args):
             text += (f'   {side} {row[side]:8.1f} tokens/s '
                      f'[{row[side + "_min"]:.1f} .. {row[side + "_max"]:.1f}]')
         if 'ratio' in row:
-            text += f'   ratio {row["ratio"]:.2f} [{row["ratio_min"]:.2f} .. {row["ratio_max"]:.2f}]'
+            text += (f'   ratio {row["ratio"]:.2f} '
+                     f'[{row["ratio_min"]:.2f} .. {row["ratio_max"]:.2f}]')
         print(text)
 
 

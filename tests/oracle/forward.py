@@ -1,12 +1,13 @@
 #!/usr/bin/python3
 """A forward pass in float64 numpy for every supported family: the oracle of the engine's logits.
 
-    forward.py DIR --tokens 1,2,3|@FILE [--out x.npy] [--report]
+    forward.py DIR --tokens 1,2,3|@FILE [--kv-dtype bf16] [--out x.npy] [--report]
 
 Written from the published definitions of the architectures alone, without a look at the engine,
 one plain formula at a time; slow and simple on purpose. Whole sequence at once, no KV cache.
 W8A8 layers are computed as the checkpoint format asks: activations rounded per token (absmax/127,
-half to even), integer products, both scales.
+half to even), integer products, both scales. With --kv-dtype bf16, what a KV cache would hold is
+rounded to bfloat16: MLA's normed latent and rotated key, GQA's rotated key and its value.
 """
 import argparse
 import json
@@ -35,6 +36,12 @@ def sigmoid(x):
     return 1.0 / (1.0 + np.exp(-x))
 
 
+def round_to_bf16(x):
+    u = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    u = (u + (((u >> 16) & 1) + 0x7fff)) & np.uint32(0xffff0000)
+    return u.view(np.float32).astype(np.float64)
+
+
 def causal_attention(q, k, v, scale):
     """q, k: [heads, T, d], v: [heads, T, dv] -> [T, heads * dv]"""
     t = q.shape[1]
@@ -44,11 +51,12 @@ def causal_attention(q, k, v, scale):
 
 
 def choose(scores, k):
-    """Indices of the k best per row, best first, the lower index on ties; and the gap between
-    the last chosen and the first left out."""
+    """Indices of the k best per row, best first, the lower index on ties; and, per row, the gap
+    between the last chosen and the first left out."""
     order = np.argsort(-scores, axis=-1, kind='stable')
     ranked = np.take_along_axis(scores, order, -1)
-    gap = (ranked[:, k - 1] - ranked[:, k]).min() if k < scores.shape[1] else np.inf
+    with np.errstate(invalid='ignore'):  # -inf - -inf: groups that are out
+        gap = ranked[:, k - 1] - ranked[:, k] if k < scores.shape[1] else np.inf
     return order[:, :k], gap
 
 
@@ -132,7 +140,8 @@ class Shape:
 
 
 class Model:
-    def __init__(self, folder):
+    def __init__(self, folder, kv_dtype='f32'):
+        self.stored = round_to_bf16 if kv_dtype == 'bf16' else lambda x: x
         with open(os.path.join(folder, 'config.json'), encoding='utf-8') as f:
             self.config = json.load(f)
         self.s = Shape(self.config)
@@ -140,7 +149,10 @@ class Model:
         self.cache = {}
         dim = self.s.rope if self.s.is_mla else self.s.head_dim
         self.rope = Rope(self.config, dim, interleaved=self.s.is_mla)
-        self.router_gap = np.inf  # smallest gap between a chosen expert and one left out
+        # How near each position came to another outcome, for judging a float32 result: the gap
+        # between a chosen expert and one left out; the distance to a rounding tie in W8A8 layers,
+        # in steps. rows: the positions of the rows that linear() is given.
+        self.router_gap = self.tie_distance = self.rows = None
 
     def weight(self, name):
         if name not in self.cache:
@@ -152,6 +164,8 @@ class Model:
         if name + '.weight_scale' in self.tensors:
             scale = np.maximum(np.abs(x).max(-1, keepdims=True) / 127, 1e-12)
             q = np.clip(np.rint(x / scale), -127, 127)
+            distance = np.abs(np.abs(x / scale) % 1 - 0.5).min(-1)
+            self.tie_distance[self.rows] = np.minimum(self.tie_distance[self.rows], distance)
             y = (q @ w.T) * scale * self.weight(name + '.weight_scale')[:, 0]
         else:
             y = x @ w.T
@@ -175,9 +189,10 @@ class Model:
             q = self.linear(p + 'q_proj', x)
         q_nope, q_rope = np.split(self.heads(q, s.n_heads), [s.nope], -1)
         latent, k_rope = np.split(self.linear(p + 'kv_a_proj_with_mqa', x), [s.kv_lora], -1)
-        kv = self.linear(p + 'kv_b_proj', self.norm(p + 'kv_a_layernorm', latent))
+        latent = self.stored(self.norm(p + 'kv_a_layernorm', latent))
+        kv = self.linear(p + 'kv_b_proj', latent)
         k_nope, v = np.split(self.heads(kv, s.n_heads), [s.nope], -1)
-        k_rope = np.broadcast_to(self.rope(k_rope), (s.n_heads, *k_rope.shape))
+        k_rope = np.broadcast_to(self.stored(self.rope(k_rope)), (s.n_heads, *k_rope.shape))
         q = np.concatenate([q_nope, self.rope(q_rope)], -1)
         k = np.concatenate([k_nope, k_rope], -1)
         scale = (s.nope + s.rope) ** -0.5 * self.rope.softmax_factor
@@ -191,7 +206,8 @@ class Model:
         if s.family.startswith('qwen3'):
             q, k = self.norm(p + 'q_norm', q), self.norm(p + 'k_norm', k)
         group = s.n_heads // s.n_kv_heads
-        k, v = np.repeat(self.rope(k), group, 0), np.repeat(v, group, 0)
+        k = np.repeat(self.stored(self.rope(k)), group, 0)
+        v = np.repeat(self.stored(v), group, 0)
         return self.linear(p + 'o_proj',
                            causal_attention(self.rope(q), k, v, s.head_dim ** -0.5))
 
@@ -215,12 +231,12 @@ class Model:
             else:                          # V2: the group's best
                 group_score = groups.max(-1)
             kept, gap = choose(group_score, s.topk_group)
-            self.router_gap = min(self.router_gap, gap)
+            self.router_gap = np.fmin(self.router_gap, gap)
             keep = np.zeros(group_score.shape, bool)
             np.put_along_axis(keep, kept, True, -1)
             biased = np.where(keep[..., None], groups, -np.inf).reshape(biased.shape)
         chosen, gap = choose(biased, s.top_k)
-        self.router_gap = min(self.router_gap, gap)
+        self.router_gap = np.fmin(self.router_gap, gap)
         weights = np.take_along_axis(scores, chosen, -1)
         if s.renorm:
             weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
@@ -231,7 +247,9 @@ class Model:
         y = np.zeros_like(x)
         for e in np.unique(chosen):
             token, slot = np.nonzero(chosen == e)
+            self.rows = token
             y[token] += weights[token, slot, None] * self.mlp(f'{p}experts.{e}.', x[token])
+        self.rows = slice(None)
         if self.s.n_shared:
             y = y + self.mlp(p + 'shared_experts.', x)
         return y
@@ -251,6 +269,8 @@ class Model:
 
     def forward(self, tokens):
         """Logits [T, vocab] in float64."""
+        self.router_gap = np.full(len(tokens), np.inf)
+        self.tie_distance, self.rows = self.router_gap.copy(), slice(None)
         x = self.weight('model.embed_tokens.weight')[np.asarray(tokens)]
         for i in range(self.s.n_layers):
             x = self.layer(i, x)
@@ -271,16 +291,18 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n\n', maxsplit=1)[0])
     ap.add_argument('dir', help='checkpoint folder')
     ap.add_argument('--tokens', required=True, help='ids separated by commas, or @FILE')
+    ap.add_argument('--kv-dtype', choices=['f32', 'bf16'], default='f32')
     ap.add_argument('--out', help='write float32 [T, vocab] here')
     ap.add_argument('--report', action='store_true', help="print the logits' size and router gap")
     args = ap.parse_args()
-    model = Model(args.dir)
+    model = Model(args.dir, args.kv_dtype)
     logits = model.forward(parse_tokens(args.tokens))
     if args.out:
         np.save(args.out, logits.astype(np.float32))
     if args.report or not args.out:
         print(f'logits {logits.shape}, rms {np.sqrt((logits ** 2).mean()):.3f}, '
-              f'argmax {logits.argmax(-1).tolist()}, min router gap {model.router_gap:.3g}')
+              f'argmax {logits.argmax(-1).tolist()}, min router gap {model.router_gap.min():.3g}, '
+              f'min distance to a rounding tie {model.tie_distance.min():.3g}')
     return 0
 
 
