@@ -1,6 +1,5 @@
 /* What the kernel tests share: every table of this machine, a printed seed, inputs at odd
- * addresses in allocations that end where they end (so that ASan sees one byte too many), outputs
- * between guard bytes. */
+ * addresses, buffers that end at a guard page or between guard bytes. */
 #ifndef ST_TESTS_KERNEL_TEST_H
 #define ST_TESTS_KERNEL_TEST_H
 
@@ -31,6 +30,7 @@ typedef struct kt_buf {
     unsigned char *raw;
     void *p;
     size_t bytes;
+    size_t mapped; /* bytes mapped at raw; 0: raw is from malloc */
 } kt_buf;
 
 kt_buf kt_new(size_t n, size_t size);
