@@ -56,6 +56,8 @@ void st_gqa_run(st_model *m, const st_step *s, int32_t layer)
     run.per_task = st_rows_per_task(m, s->n, (int32_t)(n_q + 2 * n_kv));
     st_op_run(m->ops, ST_OP_ELEMENTWISE, (size_t)((s->n + run.per_task - 1) / run.per_task),
               token_task, &run);
+    if (st_step_ends_with_kv(m, s, layer))
+        return;
     st_model_attention(m, s, layer, w->o.x, w->q);
     st_model_output_projection(m, s, l, &a->o);
 }

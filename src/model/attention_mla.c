@@ -114,6 +114,8 @@ void st_mla_run(st_model *m, const st_step *s, int32_t layer)
     run.per_task = st_rows_per_task(m, s->n, c->q_lora_rank + c->kv_lora_rank);
     st_op_run(m->ops, ST_OP_NORM, (size_t)((s->n + run.per_task - 1) / run.per_task), latent_task,
               &run);
+    if (st_step_ends_with_kv(m, s, layer))
+        return;
     if (c->q_lora_rank) {
         st_matmul_job q_b =
             st_linear_job(&a->q_b, st_rows_act(&w->q_a, 0, s->n), w->q, (size_t)a->q_b.w.n);

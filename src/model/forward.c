@@ -145,7 +145,33 @@ static void start_task(void *arg, size_t task, int worker)
     }
 }
 
-static void run_layers(st_model *m, const st_step *s)
+bool st_step_ends_with_kv(const st_model *m, const st_step *s, int32_t layer)
+{
+    return layer == m->config.n_layers - 1 && s->batch->n_outputs == 0;
+}
+
+/* After the last attention only the output rows go on: moves them, in their order, to the front
+ * of the residual stream and the branch. */
+static void keep_outputs(st_model *m, st_step *s)
+{
+    st_work *w = &m->work;
+    const st_batch *b = s->batch;
+    size_t d = (size_t)m->config.hidden_size, bytes = d * sizeof(float);
+    if (b->n_outputs >= s->n)
+        return; /* nothing to save */
+    float *const rows[] = {w->x, w->branch};
+    for (int i = 0; i < 2; i++) {
+        for (int32_t j = 0; j < b->n_outputs; j++)
+            memcpy(w->last.x + (size_t)j * d, rows[i] + (size_t)b->output_rows[j] * d, bytes);
+        memcpy(rows[i], w->last.x, (size_t)b->n_outputs * bytes);
+    }
+    for (int32_t j = 0; j < b->n_outputs; j++)
+        w->output[j] = j;
+    s->output = w->output;
+    s->n = b->n_outputs;
+}
+
+static void run_layers(st_model *m, st_step *s)
 {
     const st_model_config *c = &m->config;
     const st_layer *first = &m->layers[0];
@@ -156,6 +182,10 @@ static void run_layers(st_model *m, const st_step *s)
             st_mla_run(m, s, i);
         else
             st_gqa_run(m, s, i);
+        if (st_step_ends_with_kv(m, s, i))
+            return;
+        if (!next)
+            keep_outputs(m, s);
         residual(m, s, NULL, l->post_attn_norm, true, l->mlp_norm, l->quantize_mlp_in);
         if (l->is_moe)
             st_moe_run(m, s, l);
@@ -173,7 +203,7 @@ static void last_norm_task(void *arg, size_t task, int worker)
     const st_work *w = &m->work;
     size_t d = (size_t)m->config.hidden_size;
     for (int32_t i = (int32_t)task * r->per_task; i < end_of(r, task); i++) {
-        size_t row = (size_t)r->s->batch->output_rows[i];
+        size_t row = (size_t)r->s->output[i];
         m->k->rmsnorm(w->last.x + (size_t)i * d, d, w->x + row * d, d, m->final_norm, 1,
                       m->config.hidden_size, m->config.rms_norm_eps);
         if (m->quantize_last)
@@ -266,7 +296,7 @@ st_status st_model_forward(st_model *m, const st_batch *batch, st_kv_store *kv, 
     st_status status = check_batch(m, batch, kv, err);
     if (status)
         return status;
-    st_step step = {.batch = batch, .n = batch->n_tokens, .kv = kv};
+    st_step step = {.batch = batch, .n = batch->n_tokens, .output = batch->output_rows, .kv = kv};
     row_run run = {.m = m, .s = &step, .n = batch->n_tokens};
     run_rows(&run, ST_OP_ELEMENTWISE, start_task, m->config.hidden_size);
     for (int32_t i = 0; i < batch->n_seqs; i++)

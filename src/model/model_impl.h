@@ -89,6 +89,7 @@ typedef struct st_work {
     st_attn_seq *seqs;
     st_matmul_job *jobs; /* [2 * n_experts + 8] */
     bool *bad;           /* [max_outputs] logits not finite */
+    int32_t *output;     /* [max_outputs] row of each output after the last attention */
 } st_work;
 
 struct st_model {
@@ -114,7 +115,8 @@ struct st_model {
 /* One step's batch as the layers see it. */
 typedef struct st_step {
     const st_batch *batch;
-    int32_t n; /* tokens */
+    int32_t n;             /* rows still computed: all tokens until the last layer's MLP */
+    const int32_t *output; /* [n_outputs] row of each output */
     st_kv_store *kv;
 } st_step;
 
@@ -157,6 +159,8 @@ void st_mlp_run(st_model *m, const st_step *s, const st_layer *l);
 void st_moe_run(st_model *m, const st_step *s, const st_layer *l);
 void st_moe_combine_row(const st_model *m, const st_layer *l, int32_t row);
 
+/* True when nothing after this layer's KV is wanted: the last layer of a step without outputs. */
+bool st_step_ends_with_kv(const st_model *m, const st_step *s, int32_t layer);
 /* Converts a float KV row and stores it as token `row`'s of this layer. */
 void st_kv_put(const st_model *m, const st_step *s, int32_t layer, int32_t row, const float *src);
 

@@ -104,6 +104,7 @@ static void cut_all(const st_model *m, cutter *c, st_work *w)
     w->last = cut_rows(c, (size_t)m->max_outputs, m->config.hidden_size, m->any_i8);
     w->seqs = cut(c, t, 1, sizeof(st_attn_seq));
     w->bad = cut(c, (size_t)m->max_outputs, 1, sizeof(bool));
+    w->output = cut(c, (size_t)m->max_outputs, 1, sizeof(int32_t));
 }
 
 st_status st_work_init(st_model *m, st_error *err)
