@@ -12,11 +12,6 @@ static double correction_dim(const st_model_config *c, int32_t dim, double rotat
     return dim * log(turns) / (2 * log(c->rope_theta));
 }
 
-static double magnitude(double factor, double mscale)
-{
-    return factor <= 1 ? 1 : 0.1 * mscale * log(factor) + 1;
-}
-
 static void apply_yarn(st_rope *r, const st_model_config *c)
 {
     double low = floor(correction_dim(c, r->dim, c->yarn_beta_fast));
@@ -30,8 +25,7 @@ static void apply_yarn(st_rope *r, const st_model_config *c)
         double interpolated = r->inv_freq[i] / c->yarn_factor;
         r->inv_freq[i] = interpolated * ramp + r->inv_freq[i] * (1 - ramp);
     }
-    r->magnitude = magnitude(c->yarn_factor, c->yarn_mscale) /
-                   magnitude(c->yarn_factor, c->yarn_mscale_all_dim);
+    r->magnitude = c->rope_attention_factor;
 }
 
 st_status st_rope_init(st_rope *r, const st_model_config *c, st_error *err)

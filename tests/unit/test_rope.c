@@ -59,7 +59,9 @@ static void yarn_frequencies(void **state)
                          .yarn_beta_fast = 32,
                          .yarn_beta_slow = 1,
                          .yarn_mscale = 1,
-                         .yarn_mscale_all_dim = 0.707};
+                         .yarn_mscale_all_dim = 0.707,
+                         /* m(1) / m(0.707), m(s) = 0.1 s ln 40 + 1 */
+                         .rope_attention_factor = 1.0857263993f};
     st_rope r;
     float cs[64];
     assert_int_equal(st_rope_init(&r, &c, NULL), ST_OK);
