@@ -178,7 +178,7 @@ static void set_defaults(st_api_parser *p)
     r->n = 1;
     r->skip_special_tokens = true;
     /* A rendered template already holds the special tokens. */
-    r->add_special_tokens = p->kind != ST_API_CHAT;
+    r->add_special_tokens = !json_is_array(json_object_get(p->req->root, "messages"));
     r->sampling = (st_sampling){.temperature = or_default(d->temperature, 1),
                                 .top_p = or_default(d->top_p, 1),
                                 .min_p = or_default(d->min_p, 0),

@@ -12,6 +12,7 @@
 
 #include <event2/thread.h>
 
+#include "base/checked.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "server/server_state.h"
@@ -134,9 +135,12 @@ static st_status make_parts(st_server *s, st_error *err)
 {
     if (evthread_use_pthreads() || !(s->base = event_base_new()))
         return st_fail(err, ST_EIO, "the event loop could not be made");
+    size_t all_bodies;
+    if (!st_mul_size(s->opts.max_body_size, BODIES_AT_ONCE, &all_bodies))
+        all_bodies = SIZE_MAX;
     st_http_options h = {.max_head = MAX_HEAD,
                          .max_body = s->opts.max_body_size,
-                         .max_total_body = s->opts.max_body_size * BODIES_AT_ONCE,
+                         .max_total_body = all_bodies,
                          .max_unsent = MAX_UNSENT,
                          .max_connections = s->opts.max_connections,
                          .head_timeout_s = HEAD_TIMEOUT_S,
