@@ -441,6 +441,8 @@ st_status st_bpe_encode(const st_bpe *b, st_bpe_scratch *scratch, const st_buf *
             memcmp(text->data + slot->off, word, len) == 0) {
             /* Through the stack: appending may move the vector that holds them. */
             int32_t ids[SHORT_WORD];
+            if (slot->n == 0)
+                return ST_OK;
             memcpy(ids, out->data + slot->first, slot->n * sizeof *ids);
             return st_ids_append(out, ids, slot->n);
         }

@@ -54,7 +54,7 @@ static st_status read_template(st_tokenizer *t, const json_t *json, const char *
         for (size_t k = 0; !s && k < json_array_size(ids); k++) {
             const json_t *v = json_array_get(ids, k);
             json_int_t id = json_is_integer(v) ? json_integer_value(v) : -1;
-            if (id < 0 || id >= t->vocab.size)
+            if (id < 0 || id >= t->vocab.size || !t->vocab.tokens[id].text)
                 return st_fail(err, ST_EFORMAT,
                                "%s.special_tokens['%.100s'].ids[%zu] is not an id of this "
                                "vocabulary",

@@ -580,6 +580,10 @@ static void bad_files_are_refused(void **state)
         {GOOD ",\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":"
               "{\"id\":\"B\"}}],\"special_tokens\":{\"B\":{\"ids\":[9]}}}}",
          "is not an id"},
+        {GOOD ",\"added_tokens\":[{\"id\":9,\"content\":\"x\"}],\"post_processor\":{\"type\":"
+              "\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"B\"}}],"
+              "\"special_tokens\":{\"B\":{\"ids\":[8]}}}}",
+         "is not an id"},
         {"{\"model\":{\"type\":\"Unigram\",\"vocab\":{\"a\":0},\"merges\":[]}}", "'Unigram'"},
         {"{\"model\":{\"dropout\":0.1,\"vocab\":{\"a\":0},\"merges\":[]}}", "dropout"},
         {"{\"model\":{\"unk_token\":\"u\",\"vocab\":{\"a\":0},\"merges\":[]}}", "unk_token 'u'"},
