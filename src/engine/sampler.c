@@ -5,7 +5,7 @@
  *   growing distances from the maximum until the draw is decided
  *
  * Weights are exp((logit - max) / temperature) by a polynomial of our own, so that no libm and no
- * instruction set changes a choice. Sums run in eight lanes of doubles in fixed order. */
+ * instruction set changes a choice. Sums run in eight lanes of doubles, in fixed order. */
 #include "engine/sampler.h"
 
 #include <float.h>
@@ -76,27 +76,52 @@ double st_sampler_uniform(uint64_t seed, uint64_t index)
 
 /* ---- passes over the vocabulary ---- */
 
-/* exp(x) for x <= 0; below -87 it is 0. Relative error under 2e-7. */
-static inline float exp_weight(float x)
+/* Four lanes by the compilers' vector extension (SSE2 on x86-64, NEON on armv8): what decides is
+ * written once, and one element alone has the same bits as within a vector. */
+typedef float v4f __attribute__((vector_size(16)));
+typedef uint32_t v4u __attribute__((vector_size(16)));
+typedef double v4d __attribute__((vector_size(32)));
+
+static inline v4f load4(const float *p)
 {
-    float clamped = x > -87.0f ? x : -87.0f;
-    float shifted = clamped * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer */
-    float k = shifted - 12582912.0f;
-    float r = clamped - k * 0.693359375f;
+    v4f v;
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+static inline v4f splat(float x)
+{
+    return (v4f){x, x, x, x};
+}
+
+static inline bool any(v4u mask)
+{
+    return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+}
+
+/* exp(x) for x <= 0; below -87 it is 0. Relative error under 2e-7. */
+static inline v4f exp_weights(v4f x)
+{
+    v4f least = splat(-87.0f);
+    v4u keep = (v4u)(x > least);
+    v4f clamped = (v4f)(((v4u)x & keep) | ((v4u)least & ~keep));
+    v4f shifted = clamped * 1.44269504f + 12582912.0f; /* 1.5 * 2^23: rounds to an integer */
+    v4f k = shifted - 12582912.0f;
+    v4f r = clamped - k * 0.693359375f;
     r = r + k * 2.12194440e-4f;
-    float p = 1.9875691500e-4f; /* Cephes' expf coefficients */
-    p = p * r + 1.3981999507e-3f;
+    v4f p = r * 1.9875691500e-4f + 1.3981999507e-3f; /* Cephes' expf coefficients */
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * r * r + r + 1.0f;
-    uint32_t bits, scale;
-    memcpy(&bits, &shifted, sizeof bits);
-    scale = (bits - 0x4B400000u + 127u) << 23; /* 2^k */
-    float pow2;
-    memcpy(&pow2, &scale, sizeof pow2);
-    return x > -87.0f ? p * pow2 : 0.0f;
+    v4u pow2 = ((v4u)shifted - 0x4B400000u + 127u) << 23;
+    return (v4f)((v4u)(p * (v4f)pow2) & keep);
+}
+
+static float exp_weight(float x)
+{
+    return exp_weights(splat(x))[0];
 }
 
 /* The largest logit; *finite is false when any is NaN or infinite. */
@@ -134,25 +159,29 @@ static int32_t first_equal(const float *l, int32_t n, float value)
     return i;
 }
 
+/* Weights of p[0..4), those below min_weight as 0. */
+static inline v4f weights_at(const float *p, float max, float inv_t, float min_weight)
+{
+    v4f w = exp_weights((load4(p) - max) * inv_t);
+    return (v4f)((v4u)w & (v4u)(w >= splat(min_weight)));
+}
+
 /* The sum of all weights that are at least min_weight. */
 static double sum_weights(const float *l, int32_t n, float max, float inv_t, float min_weight)
 {
-    double acc[LANES] = {0};
+    v4d low = {0}, high = {0};
     int32_t i = 0;
     for (; i + LANES <= n; i += LANES) {
-        float w[LANES];
-        for (int j = 0; j < LANES; j++) {
-            w[j] = exp_weight((l[i + j] - max) * inv_t);
-            w[j] = w[j] >= min_weight ? w[j] : 0.0f;
-        }
-        for (int j = 0; j < LANES; j++)
-            acc[j] += (double)w[j];
+        low += __builtin_convertvector(weights_at(l + i, max, inv_t, min_weight), v4d);
+        high += __builtin_convertvector(weights_at(l + i + 4, max, inv_t, min_weight), v4d);
     }
-    for (int j = 0; i < n; i++, j++) {
+    v4d s = low + high;
+    double sum = (s[0] + s[1]) + (s[2] + s[3]);
+    for (; i < n; i++) {
         float w = exp_weight((l[i] - max) * inv_t);
-        acc[j] += w >= min_weight ? (double)w : 0.0;
+        sum += w >= min_weight ? (double)w : 0.0;
     }
-    return ((acc[0] + acc[4]) + (acc[1] + acc[5])) + ((acc[2] + acc[6]) + (acc[3] + acc[7]));
+    return sum;
 }
 
 /* ---- candidates, most likely first ---- */
@@ -220,8 +249,17 @@ static void fetch(walk *w)
     float far = -distances[w->stage], near = w->stage > 0 ? -distances[w->stage - 1] : 1.0f;
     w->stage++;
     uint64_t *keys = w->s->keys + w->count;
-    int32_t n = 0;
-    for (int32_t i = 0; i < w->s->n; i++) {
+    int32_t n = 0, i = 0;
+    for (; i + 4 <= w->s->n; i += 4) {
+        v4f x = (load4(w->logits + i) - w->max) * w->inv_t;
+        v4u in = (v4u)(x > splat(far)) & (v4u)(x <= splat(near));
+        if (!any(in))
+            continue;
+        for (int j = 0; j < 4; j++)
+            if (in[j])
+                keys[n++] = key_of(w->logits[i + j], i + j);
+    }
+    for (; i < w->s->n; i++) {
         float x = (w->logits[i] - w->max) * w->inv_t;
         if (x > far && x <= near)
             keys[n++] = key_of(w->logits[i], i);
