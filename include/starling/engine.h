@@ -106,7 +106,7 @@ typedef struct st_request {
     const int32_t *prompt; /* copied */
     int32_t n_prompt;
     st_sampling sampling;   /* arrays are copied */
-    const char *cache_salt; /* NULL: shared cache */
+    const char *cache_salt; /* NULL or "": the shared cache */
     int32_t priority;       /* lower runs first; ties: first come */
     st_token_fn *on_token;
     void *user;
