@@ -295,8 +295,14 @@ static bool take_line(st_http_parser *p, const char *data, size_t n, size_t *use
     const char *lf = memchr(data, '\n', n);
     size_t take = lf ? (size_t)(lf - data) + 1 : n;
     *used = take;
-    if (p->line.len + take > MAX_CHUNK_LINE && p->state != ST_HTTP_TRAILER)
+    /* Limits come before the line's form, so that the answer does not depend on the split. */
+    if (p->state == ST_HTTP_TRAILER) {
+        p->trailer_bytes += take;
+        if (p->trailer_bytes > p->max_head)
+            return bad(p, 431, "the request's trailers are larger than this server takes");
+    } else if (p->line.len + take > MAX_CHUNK_LINE) {
         return bad(p, 400, "a chunk's size line is too long");
+    }
     if (st_buf_append(&p->line, data, take))
         return bad(p, 503, "memory is short");
     if (!lf)
@@ -324,7 +330,7 @@ static void parse_chunk_size(st_http_parser *p)
         }
         n = n * 16 + (uint64_t)digit;
     }
-    if (i == 0 || !strchr("\r; \t", p->line.data[i])) {
+    if (i == 0 || !memchr("\r; \t", p->line.data[i], 4)) {
         bad(p, 400, "a chunk's size is not a hexadecimal number");
         return;
     }
@@ -362,15 +368,7 @@ static size_t feed_chunk_end(st_http_parser *p, const char *data, size_t n)
 static size_t feed_trailer(st_http_parser *p, const char *data, size_t n)
 {
     size_t used;
-    bool complete = take_line(p, data, n, &used);
-    p->trailer_bytes += used;
-    if (p->state == ST_HTTP_BAD)
-        return used;
-    if (p->trailer_bytes > p->max_head) {
-        bad(p, 431, "the request's trailers are larger than this server takes");
-        return used;
-    }
-    if (complete) {
+    if (take_line(p, data, n, &used)) {
         if (p->line.len == 2)
             p->state = ST_HTTP_DONE;
         st_buf_clear(&p->line);

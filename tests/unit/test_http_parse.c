@@ -105,6 +105,7 @@ static void refusals(void **state)
         {H "Transfer-Encoding: chunked\r\n\r\n41\r\n", 413},
         {H "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n", 413},
         {H "Transfer-Encoding: chunked\r\n\r\n-1\r\n", 400},
+        {H "Transfer-Encoding: chunked\r\n\r\n1x\r\n", 400},
         {H "Transfer-Encoding: chunked\r\n\r\n1\nx", 400},
         {H "Transfer-Encoding: chunked\r\n\r\n1\r\nxy\r\n", 400},
         {H "Expect: x\r\n\r\n", 417},
