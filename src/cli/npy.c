@@ -3,9 +3,18 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { NPY_HEADER = 128 }; /* magic to newline; data starts at a multiple of 64 */
+
+/* Removes an unfinished file, but never a device such as /dev/null. */
+static void discard(const char *path)
+{
+    struct stat st;
+    if (lstat(path, &st) == 0 && S_ISREG(st.st_mode))
+        unlink(path);
+}
 
 st_status st_npy_create(st_npy_writer *w, const char *path, size_t rows, size_t columns,
                         st_error *err)
@@ -27,7 +36,7 @@ st_status st_npy_create(st_npy_writer *w, const char *path, size_t rows, size_t 
     if (fwrite(header, 1, NPY_HEADER, w->file) != NPY_HEADER) {
         int why = errno;
         fclose(w->file);
-        unlink(path);
+        discard(path);
         return st_fail(err, ST_EIO, "cannot write %s: %s", path, strerror(why));
     }
     return ST_OK;
@@ -45,6 +54,6 @@ st_status st_npy_close(st_npy_writer *w, bool keep, st_error *err)
     int failed = fclose(w->file), why = errno;
     w->file = NULL;
     if (failed || !keep)
-        unlink(w->path);
+        discard(w->path);
     return failed ? st_fail(err, ST_EIO, "cannot write %s: %s", w->path, strerror(why)) : ST_OK;
 }
