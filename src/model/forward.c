@@ -287,6 +287,10 @@ static st_status check_batch(const st_model *m, const st_batch *b, const st_kv_s
     if (row != b->n_tokens)
         return st_fail(err, ST_EINVAL, "the batch's sequences cover %d of its %d rows", row,
                        b->n_tokens);
+    for (int32_t i = 0; i < b->n_outputs; i++)
+        if (b->output_rows[i] < 0 || b->output_rows[i] >= b->n_tokens)
+            return st_fail(err, ST_EINVAL, "output %d of the batch is row %d: expected 0 to %d", i,
+                           b->output_rows[i], b->n_tokens - 1);
     return ST_OK;
 }
 

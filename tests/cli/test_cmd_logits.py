@@ -16,6 +16,10 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 LEXICON = os.path.join(ROOT, 'models', 'lexicon')
 GOLDEN = os.path.join(ROOT, 'tests', 'vectors', 'lexicon', 'golden')
 STARLING = sys.argv[1]
+sys.path.append(os.path.join(ROOT, 'tools'))
+
+import make_checkpoint  # noqa: E402
+
 failures = 0
 
 
@@ -56,6 +60,29 @@ def check_files(folder):
           rows[1][2].startswith('198 ') and rows[0][2].count('%') == 2, run.stdout)
 
 
+def check_bits(folder):
+    """Every kind of attention and MLP: equal bits in every chunking, block size, thread count."""
+    out = os.path.join(folder, 'bits.npy')
+    tokens = ','.join(str(3 + i * 29 % 250) for i in range(41))
+    variants = ([], ['--chunk', '1', '--threads', '2'], ['--chunk', '7', '--threads', '1'],
+                ['--chunk', '16', '--block-size', '5'], ['--chunk', '40', '--block-size', '64'])
+    for preset, dtype in (('tiny-qwen2', 'W8A8'), ('tiny-qwen3', 'BF16'), ('tiny-qwen3_moe', 'F32'),
+                          ('tiny-deepseek_v2', 'F16'), ('tiny-deepseek_v3', 'W8A8')):
+        model = os.path.join(folder, preset)
+        make_checkpoint.make(model, preset, dtype, seed=2)
+        for kv in ('f32', 'bf16'):
+            seen = set()
+            for options in variants:
+                run = logits(model, '--tokens', tokens, '--out', out, '--kv-cache-dtype', kv,
+                             *options)
+                if run.returncode:
+                    check(f'{preset} {options}', False, run.stderr)
+                    return
+                with open(out, 'rb') as f:
+                    seen.add(f.read())
+            check(f'{preset} {dtype}, {kv} KV: same bits', len(seen) == 1)
+
+
 def check_errors(folder):
     out = os.path.join(folder, 'never.npy')
     for args, code, words in (
@@ -83,6 +110,7 @@ def check_errors(folder):
 def main():
     with tempfile.TemporaryDirectory() as folder:
         check_files(folder)
+        check_bits(folder)
         check_errors(folder)
     return 1 if failures else 0
 

@@ -231,6 +231,15 @@ static void batches_beyond_the_limits_are_refused(void **state)
         if (!strstr(err.text, cases[i].text))
             fail_msg("'%s' does not contain '%s'", err.text, cases[i].text);
     }
+    int32_t table = 0, row = 2; /* beyond the batch's two rows */
+    st_batch_seq seq = {0, 2, 0, &table};
+    st_batch b = {.n_tokens = 2,
+                  .tokens = tokens,
+                  .n_seqs = 1,
+                  .seqs = &seq,
+                  .n_outputs = 1,
+                  .output_rows = &row};
+    assert_int_equal(st_model_forward(m, &b, kv.store, NULL, NULL), ST_EINVAL);
     st_kv_store_free(kv.store);
     st_model_free(m);
 }
