@@ -50,31 +50,36 @@ class LlamaSide:
         llama = libllama.Llama(package)
         self.version = llama.lib.llama_version().decode()
         self.args = args
-        n_ctx = max(args.prompt, args.generate + 1)
+        n_ctx = max(args.prompt, args.generate)
         self.session = libllama.Session(llama, path, n_ctx, args.threads, libllama.GGML_F16,
                                         FLASH_AUTO)
         self.tokens = [i * 7919 % self.session.n_vocab for i in range(n_ctx)]
         self.measure()  # touches every page once
 
+    def timed(self, tokens, position):
+        start = time.perf_counter()
+        self.session.decode(tokens, position, False)
+        return time.perf_counter() - start
+
     def measure(self):
-        """tokens/s of one prompt, and of generation from an empty context"""
-        s, n, g = self.session, self.args.prompt, self.args.generate
-        s.clear()
-        start = time.perf_counter()
-        s.decode(self.tokens[:n], 0, False)
-        prompt = n / (time.perf_counter() - start)
-        s.clear()
-        s.decode(self.tokens[:1], 0, False)
-        start = time.perf_counter()
-        for i in range(1, g + 1):
-            s.decode(self.tokens[i:i + 1], i, False)
-        return {'prompt': prompt, 'generation': g / (time.perf_counter() - start)}
+        """tokens/s, of medians, as `starling bench` has them: of three prompts; of the steps of a
+        generation from an empty context."""
+        n, prompts, steps = self.args.prompt, [], []
+        for _ in range(3):
+            self.session.clear()
+            prompts.append(self.timed(self.tokens[:n], 0))
+        self.session.clear()
+        for i in range(self.args.generate):
+            steps.append(self.timed(self.tokens[i:i + 1], i))
+        return {'prompt': n / statistics.median(prompts),
+                'generation': 1 / statistics.median(steps)}
 
 
 class StarlingSide:
     def __init__(self, binary, folder, args):
-        self.command = [binary, 'bench', folder, '--json', '--threads', str(args.threads),
-                        '--prompt', str(args.prompt), '--generate', str(args.generate)]
+        self.command = [binary, 'bench', folder, '--json', '--no-kernels', '--threads',
+                        str(args.threads), '--prompt', str(args.prompt), '--generate',
+                        str(args.generate), '--depth', '0', '--batch', '1']
 
     def measure(self):
         r = subprocess.run(self.command, capture_output=True, text=True)
