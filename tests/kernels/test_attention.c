@@ -141,27 +141,29 @@ static void oracle(const paged *p, const float *q, int pos, int head, double *ou
     free(e);
 }
 
-/* The last n_q queries of the sequence, all heads, against the oracle. */
-static void check_against_oracle(const st_kernels *t, const paged *p, const float *q, int n_q,
-                                 double limit)
+/* The last n_q queries of the sequence, all heads, of every table against the oracle. */
+static void check_against_oracle(const paged *p, const float *q, int n_q, double limit)
 {
     const st_attn_shape *s = &p->shape;
-    size_t rows = (size_t)n_q * (size_t)s->n_heads;
-    kt_buf out = kt_new(rows * (size_t)s->v_dim, sizeof(float));
-    double *want = malloc(rows * (size_t)s->v_dim * sizeof *want);
+    size_t n = (size_t)n_q * (size_t)s->n_heads * (size_t)s->v_dim;
+    double *want = malloc(n * sizeof *want);
     assert_non_null(want);
     st_attn_seq seq = {.q_row = 0, .n_q = n_q, .pos0 = p->len - n_q};
-    run(t, p, out.p, q, seq, 0, n_q, 0, s->n_heads);
     for (int i = 0; i < n_q; i++)
         for (int h = 0; h < s->n_heads; h++) {
             size_t r = (size_t)i * (size_t)s->n_heads + (size_t)h;
             oracle(p, q + r * (size_t)s->k_dim, seq.pos0 + i, h, want + r * (size_t)s->v_dim);
         }
-    double e = kt_rel_error(out.p, want, rows * (size_t)s->v_dim);
-    if (!(e <= limit))
-        fail_msg("%s %s: %d heads, k %d v %d, %d keys, %d queries: relative error %g > %g", t->name,
-                 p->mla ? "mla" : "gqa", s->n_heads, s->k_dim, s->v_dim, p->len, n_q, e, limit);
-    kt_free(&out);
+    for (int t = 0; t < kt_n_tables; t++) {
+        kt_buf out = kt_new(n, sizeof(float));
+        run(kt_tables[t], p, out.p, q, seq, 0, n_q, 0, s->n_heads);
+        double e = kt_rel_error(out.p, want, n);
+        if (!(e <= limit))
+            fail_msg("%s %s: %d heads, k %d v %d, %d keys, %d queries: relative error %g > %g",
+                     kt_tables[t]->name, p->mla ? "mla" : "gqa", s->n_heads, s->k_dim, s->v_dim,
+                     p->len, n_q, e, limit);
+        kt_free(&out);
+    }
     free(want);
 }
 
@@ -179,22 +181,21 @@ static const int lengths[] = {1, 2, 63, 64, 65, 130, 511, 513, 1023, 1025, 2300}
 
 static void matches_float64(void **state)
 {
-    for (int t = 0; t < kt_n_tables; t++)
-        for (int s = 0; s < N_SHAPES; s++)
-            for (int l = 0; l < (int)(sizeof lengths / sizeof *lengths); l++) {
-                if (lengths[l] > 600 && (s == 2 || t == 0))
-                    continue; /* slow, and nothing new */
-                int n_q = kt_int(1, lengths[l] < 9 ? lengths[l] : 9);
-                paged p = paged_new(shapes[s].mla, &shapes[s].shape, lengths[l], kt_int(1, 40),
-                                    kt_int(0, 1) ? ST_BF16 : ST_F32);
-                fill_random(&p);
-                kt_buf qb;
-                float *q =
-                    kt_floats(&qb, (size_t)n_q * (size_t)p.shape.n_heads * (size_t)p.shape.k_dim);
-                check_against_oracle(kt_tables[t], &p, q, n_q, 1e-5);
-                kt_free(&qb);
-                paged_free(&p);
-            }
+    for (int s = 0; s < N_SHAPES; s++)
+        for (int l = 0; l < (int)(sizeof lengths / sizeof *lengths); l++) {
+            if (lengths[l] > 600 && s == 2)
+                continue; /* slow, and nothing new */
+            int n_q = kt_int(1, lengths[l] < 5 ? lengths[l] : 5);
+            paged p = paged_new(shapes[s].mla, &shapes[s].shape, lengths[l], kt_int(1, 40),
+                                kt_int(0, 1) ? ST_BF16 : ST_F32);
+            fill_random(&p);
+            kt_buf qb;
+            float *q =
+                kt_floats(&qb, (size_t)n_q * (size_t)p.shape.n_heads * (size_t)p.shape.k_dim);
+            check_against_oracle(&p, q, n_q, 1e-5);
+            kt_free(&qb);
+            paged_free(&p);
+        }
 }
 
 /* ---- hazards of the running maximum: q is all ones, so a key's score is set directly ---- */
@@ -240,45 +241,42 @@ static void hazards_of_the_running_maximum(void **state)
     static score_fn *const fns[] = {rising,      falling,       steep, cliff,
                                     huge_scores, very_negative, equal};
     st_attn_shape shape = {4, 1, 24, 24, 1.0f};
-    for (int t = 0; t < kt_n_tables; t++)
-        for (size_t f = 0; f < sizeof fns / sizeof *fns; f++)
-            for (int len = 100; len < 3000; len += 1250) {
-                paged p = paged_new(false, &shape, len, 16, ST_F32);
-                fill_random(&p);
-                for (int pos = 0; pos < len; pos++)
-                    score_key(&p, pos, fns[f](pos, len));
-                kt_buf qb;
-                float *q = kt_floats(&qb, 3 * 4 * 24);
-                for (int i = 0; i < 3 * 4 * 24; i++)
-                    q[i] = 1;
-                check_against_oracle(kt_tables[t], &p, q, 3, 1e-5);
-                kt_free(&qb);
-                paged_free(&p);
-            }
+    for (size_t f = 0; f < sizeof fns / sizeof *fns; f++)
+        for (int len = 100; len < 3000; len += 1250) {
+            paged p = paged_new(false, &shape, len, 16, ST_F32);
+            fill_random(&p);
+            for (int pos = 0; pos < len; pos++)
+                score_key(&p, pos, fns[f](pos, len));
+            kt_buf qb;
+            float *q = kt_floats(&qb, 3 * 4 * 24);
+            for (int i = 0; i < 3 * 4 * 24; i++)
+                q[i] = 1;
+            check_against_oracle(&p, q, 3, 1e-5);
+            kt_free(&qb);
+            paged_free(&p);
+        }
 }
 
 /* V columns of exact zeros that turn non-zero after a rise of the maximum, denormals, -0. */
 static void zero_and_denormal_values(void **state)
 {
     st_attn_shape shape = {4, 1, 24, 24, 1.0f};
-    for (int t = 0; t < kt_n_tables; t++) {
-        paged p = paged_new(false, &shape, 400, 16, ST_F32);
-        fill_random(&p);
-        for (int pos = 0; pos < 400; pos++) {
-            score_key(&p, pos, (float)(pos / 64) * 9);
-            for (int i = 0; i < 12; i++)
-                put(&p, pos, 24 + i, pos < 200 ? (i % 2 ? -0.0f : 0.0f) : (float)i);
-            for (int i = 12; i < 24; i++)
-                put(&p, pos, 24 + i, 1e-41f * (float)(i - 18));
-        }
-        kt_buf qb;
-        float *q = kt_floats(&qb, 4 * 24);
-        for (int i = 0; i < 4 * 24; i++)
-            q[i] = 1;
-        check_against_oracle(kt_tables[t], &p, q, 1, 1e-5);
-        kt_free(&qb);
-        paged_free(&p);
+    paged p = paged_new(false, &shape, 400, 16, ST_F32);
+    fill_random(&p);
+    for (int pos = 0; pos < 400; pos++) {
+        score_key(&p, pos, (float)(pos / 64) * 9);
+        for (int i = 0; i < 12; i++)
+            put(&p, pos, 24 + i, pos < 200 ? (i % 2 ? -0.0f : 0.0f) : (float)i);
+        for (int i = 12; i < 24; i++)
+            put(&p, pos, 24 + i, 1e-41f * (float)(i - 18));
     }
+    kt_buf qb;
+    float *q = kt_floats(&qb, 4 * 24);
+    for (int i = 0; i < 4 * 24; i++)
+        q[i] = 1;
+    check_against_oracle(&p, q, 1, 1e-5);
+    kt_free(&qb);
+    paged_free(&p);
 }
 
 static void a_nan_stays_with_its_queries(void **state)
@@ -347,7 +345,7 @@ static void a_query_depends_on_its_own_keys_alone(void **state)
             st_dtype dtype = kt_int(0, 1) ? ST_BF16 : ST_F32;
             check_invariance(kt_tables[t], s, 70, 13, dtype);
             if (t > 0 && s != 2)
-                check_invariance(kt_tables[t], s, 1029, 11, dtype);
+                check_invariance(kt_tables[t], s, 1029, 7, dtype);
         }
 }
 
@@ -386,7 +384,7 @@ static void check_operator(const st_kernels *t, int s, int threads, bool long_co
 static void the_operator_gives_the_same_bits(void **state)
 {
     for (int t = 0; t < kt_n_tables; t++)
-        for (int s = 0; s < N_SHAPES; s++)
+        for (int s = 0; s < N_SHAPES; s += s == 4 ? 1 : 2)
             for (int threads = 1; threads <= 3; threads++)
                 check_operator(kt_tables[t], s, threads, t > 0 && s != 2);
 }
