@@ -7,15 +7,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "text/chat_template_limits.h"
 #include "text/jinja_eval.h"
 
 /* Limits of the sandbox. A template of a 500-message conversation takes some 100,000 steps. */
-enum {
-    PARSE_MEMORY = 64 << 20,
-    RENDER_MEMORY = 512 << 20,
-    MAX_OUTPUT = 64 << 20,
-    MAX_STEPS = 10 * 1000 * 1000,
-    MAX_FILE = 16 << 20
+enum { PARSE_MEMORY = 64 << 20, MAX_FILE = 16 << 20 };
+static const st_template_limits default_limits = {
+    .memory = 256 << 20,
+    .output = 64 << 20,
+    .steps = 10 * 1000 * 1000,
 };
 
 struct st_chat_template {
@@ -205,14 +205,21 @@ static void set_variables(jrt *rt, jdict *d, const json_t *vars)
 st_status st_chat_template_render(const st_chat_template *t, const json_t *context, int64_t now,
                                   st_buf *out, st_error *err)
 {
+    return st_chat_template_render_within(t, context, now, &default_limits, out, err);
+}
+
+st_status st_chat_template_render_within(const st_chat_template *t, const json_t *context,
+                                         int64_t now, const st_template_limits *limits, st_buf *out,
+                                         st_error *err)
+{
     jbuf text = {0};
     jrt rt = {
-        .mem = {.arena = st_arena_new(0), .limit = RENDER_MEMORY},
+        .mem = {.arena = st_arena_new(0), .limit = limits->memory},
         .err = err,
         .name = t->name,
         .line = 1,
-        .steps = MAX_STEPS,
-        .max_output = MAX_OUTPUT,
+        .steps = limits->steps,
+        .max_output = limits->output,
         .out = &text,
         .now = now,
     };

@@ -103,11 +103,22 @@ jval jattr_only(jrt *rt, jval obj, const jstr *name)
     return v.type == J_MISSING ? j_undef_attr(rt, obj, name) : v;
 }
 
+/* What every Python object has. */
+static bool is_internal(const jstr *name)
+{
+    static const char *const words[] = {
+        "__class__",  "__delattr__", "__dir__",     "__doc__",           "__eq__",
+        "__format__", "__ge__",      "__getattr__", "__getattribute__",  "__getstate__",
+        "__gt__",     "__hash__",    "__init__",    "__init_subclass__", "__le__",
+        "__lt__",     "__ne__",      "__new__",     "__reduce__",        "__reduce_ex__",
+        "__repr__",   "__setattr__", "__sizeof__",  "__str__",           "__subclasshook__",
+        NULL};
+    return name->len > 4 && memcmp(name->p, "__", 2) == 0 && one_of(name, words);
+}
+
 jval jattr(jrt *rt, jval obj, const jstr *name)
 {
-    bool dunder = name->len > 4 && memcmp(name->p, "__", 2) == 0 &&
-                  memcmp(name->p + name->len - 2, "__", 2) == 0;
-    if (dunder)
+    if (is_internal(name))
         return unsafe_undefined(rt, obj, name);
     if (obj.type == J_UNDEFINED)
         return j_undef_error(rt, obj);

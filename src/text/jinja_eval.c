@@ -16,9 +16,20 @@ jscope *jscope_push(jrt *rt)
     return s;
 }
 
+jscope *jscope_reuse(jrt *rt, jscope *s)
+{
+    if (!s || s->captured)
+        return jscope_push(rt);
+    s->n = 0;
+    rt->scope = s;
+    return s;
+}
+
 void jscope_set(jrt *rt, const jstr *name, jval v)
 {
     jscope *s = rt->scope;
+    if (rt->status)
+        return;
     for (size_t i = 0; i < s->n; i++)
         if (jstr_eq(s->names[i], name)) {
             s->values[i] = v;
@@ -183,6 +194,8 @@ static jval macro_value(jrt *rt, const jmacro_node *node)
     if (!m)
         return j_undef();
     *m = (jmacro){node, rt->scope};
+    for (jscope *s = rt->scope; s && !s->captured; s = s->parent)
+        s->captured = true;
     return (jval){.type = J_MACRO, .macro = m};
 }
 

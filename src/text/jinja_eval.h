@@ -11,6 +11,7 @@ struct jscope {
     const jstr **names;
     jval *values;
     size_t n, cap;
+    bool captured; /* a macro was defined here or inside: it may outlive the block */
 };
 
 enum { JFLOW_NONE, JFLOW_BREAK, JFLOW_CONTINUE };
@@ -25,12 +26,14 @@ struct jmacro {
  * the body has done. */
 struct jloop {
     jrt *rt;
-    const jnode *node; /* the for statement */
-    jscope *scope;     /* around it */
+    const jnode *node;    /* the for statement */
+    jscope *scope;        /* around it */
+    jscope *filter_scope; /* the loop's filter runs in */
     jiter it;
     jlist *rest; /* all that is left, once somebody asked for the length */
     jval current, previous, after;
     bool has_after, ended;
+    bool completed;         /* a body ran to its end: no {% else %} */
     int64_t index0, length; /* length: -1 until it is known */
     int depth0;
     jval changed; /* arguments of the last loop.changed() */
@@ -51,6 +54,8 @@ struct jtest_def {
 void jexec(jrt *rt, const jnodes *body);
 const jstr *jexec_text(jrt *rt, const jnodes *body); /* what the body prints */
 jscope *jscope_push(jrt *rt);                        /* NULL after a failure */
+/* An empty scope inside of rt->scope: s itself unless it is NULL or captured. */
+jscope *jscope_reuse(jrt *rt, jscope *s);
 void jscope_set(jrt *rt, const jstr *name, jval v);
 bool jassign(jrt *rt, const jnode *target, jval v);
 jval jmacro_call(jrt *rt, const jmacro *m, const jcall *c);

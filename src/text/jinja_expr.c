@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "text/jinja_eval.h"
 
 /* --- names --------------------------------------------------------------------------------- */
@@ -152,16 +153,29 @@ static jval add_lists(jrt *rt, jval a, jval b)
     return j_seq(a.type, l);
 }
 
+static jval repeat_str(jrt *rt, const jstr *s, size_t times)
+{
+    size_t total, done;
+    if (s->len == 0 || times == 0)
+        return j_str(jstr_lit(rt, ""));
+    if (!st_mul_size(s->len, times, &total) || total > rt->max_output)
+        return jfail(rt, ST_ENOMEM, "a text repeated %zu times is beyond the limit of %zu bytes",
+                     times, rt->max_output);
+    char *p = jstep(rt, total / 64) ? jalloc(rt, total) : NULL;
+    if (!p)
+        return j_undef();
+    memcpy(p, s->p, s->len);
+    for (done = s->len; done < total; done *= 2)
+        memcpy(p + done, p, done < total - done ? done : total - done);
+    return j_str(jstr_new(rt, p, total));
+}
+
 static jval repeat(jrt *rt, jval v, int64_t times)
 {
     if (times < 0)
         times = 0;
-    if (v.type == J_STR) {
-        jbuf b = {0};
-        for (int64_t i = 0; i < times && v.s->len && jstep(rt, 1); i++)
-            jbuf_add(rt, &b, v.s->p, v.s->len);
-        return j_str(jbuf_str(rt, &b));
-    }
+    if (v.type == J_STR)
+        return repeat_str(rt, v.s, (size_t)times);
     jlist *l = jlist_new(rt, 0);
     for (int64_t i = 0; i < times && v.l->n && jstep(rt, 1); i++)
         for (size_t k = 0; k < v.l->n; k++)

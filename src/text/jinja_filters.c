@@ -342,7 +342,10 @@ static JFILTER(f_int)
             return j_int(i);
         parse_float(in.s, &f);
     }
-    return fabs(f) < 9.2e18 ? j_int((int64_t)f) : otherwise;
+    if (isnan(f) || isinf(f))
+        return otherwise;
+    return fabs(f) < 9.2e18 ? j_int((int64_t)f)
+                            : jtype_error(rt, "int: a number is beyond 64 bits");
 }
 
 static JFILTER(f_float)

@@ -13,6 +13,7 @@ typedef struct spec {
     char align; /* '<', '>', '^', '=' or 0 */
     char sign;  /* '+', ' ' or 0 */
     bool alt, zero, comma;
+    bool empty;               /* nothing stood behind the colon */
     int64_t width, precision; /* precision -1: not given */
     char type;
 } spec;
@@ -265,7 +266,7 @@ typedef struct braces {
 
 static bool parse_spec(jrt *rt, const char *p, const char *end, spec *s)
 {
-    *s = (spec){.fill = " ", .precision = -1};
+    *s = (spec){.fill = " ", .precision = -1, .empty = p == end};
     if (p < end) {
         uint32_t cp;
         size_t n = st_utf8_decode(p, (size_t)(end - p), &cp);
@@ -313,7 +314,7 @@ static bool parse_spec(jrt *rt, const char *p, const char *end, spec *s)
 
 static const jstr *braces_value(jrt *rt, const spec *s, jval v)
 {
-    if (jv_is_integral(v) && (v.type == J_INT || s->type) &&
+    if (jv_is_integral(v) && (v.type == J_INT || !s->empty) &&
         (!s->type || strchr("dnoxXb", s->type)))
         return format_int(rt, s, jv_int(v));
     if (jv_is_number(v) && (v.type == J_FLOAT || s->type) &&

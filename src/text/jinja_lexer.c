@@ -181,7 +181,9 @@ static void comment(lexer *lx)
             return;
         }
     }
-    fail(lx, "a comment '{#' is not closed by '#}'");
+    if (lx->p + 2 < lx->end)
+        fail(lx, "a comment '{#' is not closed by '#}'");
+    lx->p = lx->end;
 }
 
 /* After `{%` and its sign: is this `raw %}`? Returns what follows, or NULL. */
@@ -209,7 +211,8 @@ static void raw_block(lexer *lx, const char *body)
             return;
         }
     }
-    fail(lx, "'{% raw %}' has no '{% endraw %}'");
+    if (body < lx->end)
+        fail(lx, "'{% raw %}' has no '{% endraw %}'");
 }
 
 static int digit_value(char c)

@@ -20,7 +20,8 @@ static bool pull(jrt *rt, jloop *l, jval *out)
         jscope *outer = rt->scope;
         rt->scope = l->scope;
         bool keep = false;
-        if (jscope_push(rt)) {
+        l->filter_scope = jscope_reuse(rt, l->filter_scope);
+        if (l->filter_scope) {
             jassign(rt, l->node->loop.target, *out);
             keep = jv_truthy(rt, jeval(rt, l->node->loop.filter));
         }
@@ -72,9 +73,11 @@ static void run_body(jrt *rt, jloop *l)
 {
     static const jstr name = {"loop", 4, 4};
     jval self = {.type = J_LOOP, .loop = l};
+    jscope *scope = NULL;
     while (advance(rt, l) && !rt->status) {
         rt->scope = l->scope;
-        if (!jscope_push(rt))
+        scope = jscope_reuse(rt, scope);
+        if (!scope)
             return;
         jscope_set(rt, &name, self);
         if (!jassign(rt, l->node->loop.target, l->current))
@@ -82,6 +85,7 @@ static void run_body(jrt *rt, jloop *l)
         jexec(rt, &l->node->loop.body);
         int flow = rt->flow;
         rt->flow = JFLOW_NONE;
+        l->completed |= flow == JFLOW_NONE;
         if (flow == JFLOW_BREAK)
             return;
         rt->line = l->node->line;
@@ -102,7 +106,8 @@ jval jloop_run(jrt *rt, const jnode *node, jscope *scope, jval over, int depth0)
     l->depth0 = depth0;
     l->length = node->loop.filter || over.type == J_GENERATOR ? -1 : jv_len(rt, over);
     run_body(rt, l);
-    if (l->index0 < 0 && !rt->status) { /* nothing came: {% else %} */
+    /* As in Jinja, {% else %} also runs when every body was left by break or continue. */
+    if (!l->completed && !rt->status) {
         rt->scope = scope;
         if (jscope_push(rt))
             jexec(rt, &node->loop.otherwise);

@@ -161,6 +161,8 @@ static bool check_target(jparser *p, const jnode *t)
 {
     if (!t || p->status)
         return false;
+    if (t->kind == N_NAME && p->fors && jstr_is(t->name, "loop"))
+        return jp_fail(p, "'loop' cannot be assigned to inside a loop"), false;
     if (t->kind == N_NAME && !reserved(t->name))
         return true;
     if (t->kind != N_TUPLE)
@@ -213,6 +215,7 @@ static jnode *parse_for(jparser *p)
     if (!n || !jp_enter(p))
         return NULL;
     bool soft = p->soft;
+    p->fors++;
     n->loop.target = parse_target(p, "in");
     if (!p->status && !jp_skip_name(p, "in"))
         return jp_fail(p, "expected 'in' after the loop's variables");
@@ -227,6 +230,7 @@ static jnode *parse_for(jparser *p)
     if (jp_skip_name(p, "else"))
         n->loop.otherwise = parse_body(p, last);
     jp_skip_name(p, "endfor");
+    p->fors--;
     p->soft = soft;
     p->depth--;
     return p->status ? NULL : n;
@@ -367,6 +371,12 @@ static void parse_macro_body(jparser *p, jmacro_node *m, const char *end)
     m->body = scoped_body(p, end);
     p->macros = use.outer;
     p->loops = loops;
+    for (size_t i = 0; !p->status && i < m->n_params; i++) {
+        if (m->uses_caller && jstr_is(m->params[i], "caller") && i < m->n_params - m->defaults.n)
+            jp_fail(p, "a parameter named 'caller' needs a default");
+        m->uses_varargs &= !jstr_is(m->params[i], "varargs");
+        m->uses_kwargs &= !jstr_is(m->params[i], "kwargs");
+    }
 }
 
 static jnode *parse_macro(jparser *p)
@@ -379,10 +389,7 @@ static jnode *parse_macro(jparser *p)
     m->name = jp_expect_name(p);
     if (m->name && reserved(m->name))
         return jp_fail(p, "a macro cannot be named '%.*s'", (int)m->name->len, m->name->p);
-    macro_use use = {p->macros, m};
-    p->macros = &use; /* defaults may mention caller as well */
     parse_signature(p, m);
-    p->macros = use.outer;
     parse_macro_body(p, m, "endmacro");
     return p->status ? NULL : n;
 }
@@ -503,6 +510,16 @@ static jnode *variable_node(jparser *p)
     return jp_expect(p, T_VAR_END) ? n : NULL;
 }
 
+static void check_unknown(jparser *p)
+{
+    if (!p->unknown || p->status)
+        return;
+    const jnode *n = p->unknown;
+    p->status =
+        st_fail(p->err, ST_EFORMAT, "%s, line %d: there is no %s named '%.*s'", p->name, n->line,
+                n->kind == N_FILTER ? "filter" : "test", (int)n->call.name->len, n->call.name->p);
+}
+
 /* Nodes up to `{% end`, whose name is left as the current token; to the end of the template when
  * ends is NULL. */
 static jnodes parse_nodes(jparser *p, const char *const *ends)
@@ -527,6 +544,7 @@ static jnodes parse_nodes(jparser *p, const char *const *ends)
             jp_push(p, &l, parse_statement(p));
             jp_expect(p, T_BLOCK_END);
         }
+        check_unknown(p);
     }
     if (!p->status && ends)
         p->t++;

@@ -14,7 +14,10 @@ typedef struct jparser {
     st_error *err;
     int depth;
     int loops; /* loops that a break here could leave */
+    int fors;  /* for statements around here */
     bool soft; /* inside an if: an unknown filter fails only when it is reached */
+    const jnode
+        *unknown; /* the first filter or test outside of any condition that does not exist */
     jdict *atoms;
     struct macro_use *macros; /* the macros being parsed, innermost first */
     jrt *rt;                  /* an allocation context for strings and the atoms' dict */

@@ -32,6 +32,7 @@ jnode *jp_expr(jparser *p)
 {
     if (!jp_enter(p))
         return NULL;
+    const jnode *unknown = p->unknown;
     jnode *value = parse_or(p);
     while (!p->status && jp_skip_name(p, "if")) {
         jnode *n = jp_node(p, N_COND);
@@ -41,6 +42,7 @@ jnode *jp_expr(jparser *p)
         n->test = parse_or(p);
         n->b = jp_skip_name(p, "else") ? jp_expr(p) : NULL;
         value = n;
+        p->unknown = unknown; /* what is conditional fails only when it is reached */
     }
     p->depth--;
     return p->status ? NULL : value;
@@ -518,8 +520,8 @@ static jnode *parse_filter(jparser *p, jnode *on)
     n->call.fn = on;
     n->call.name = name;
     n->call.filter = jinja_filter_find(name);
-    if (!n->call.filter && !p->soft)
-        return jp_fail(p, "there is no filter named '%.*s'", (int)name->len, name->p);
+    if (!n->call.filter && !p->soft && !p->unknown)
+        p->unknown = n;
     n->call.args = jp_at(p, T_LPAREN) ? parse_args(p) : &none;
     return n->call.args ? n : NULL;
 }
@@ -570,8 +572,8 @@ static jnode *parse_test(jparser *p, jnode *on)
     n->call.fn = on;
     n->call.name = name;
     n->call.test = jinja_test_find(name);
-    if (!n->call.test && !p->soft)
-        return jp_fail(p, "there is no test named '%.*s'", (int)name->len, name->p);
+    if (!n->call.test && !p->soft && !p->unknown)
+        p->unknown = n;
     n->call.args = test_arguments(p);
     return n->call.args ? n : NULL;
 }

@@ -279,7 +279,7 @@ static jlist *split_space(jrt *rt, const jstr *s, int64_t max)
     jstep(rt, s->len / 32);
     while (at < s->len && !rt->status) {
         if (max >= 0 && max-- == 0) {
-            push_sub(rt, l, s, at, jstr_rstrip_bytes(s->p, s->len));
+            push_sub(rt, l, s, at, s->len);
             break;
         }
         size_t end = next_space(s, at, true);
@@ -337,7 +337,7 @@ static jlist *rsplit_space(jrt *rt, const jstr *s, int64_t max)
     jstep(rt, s->len / 32);
     while (end && !rt->status) {
         if (max-- == 0) {
-            push_sub(rt, l, s, next_space(s, 0, false), end);
+            push_sub(rt, l, s, 0, end);
             break;
         }
         size_t at = previous_space(s, end, true);

@@ -832,7 +832,7 @@ jlist *jv_to_list(jrt *rt, jval v)
 /* The k-th word of params, without its '*'; returns its length, 0 when there is none. */
 static size_t param(const char *params, size_t k, const char **word, bool *required)
 {
-    const char *p = params;
+    const char *p = params + (*params == '/');
     for (;; k--) {
         p += strspn(p, " ");
         size_t n = strcspn(p, " ");
@@ -850,7 +850,7 @@ static bool bind_keyword(jrt *rt, const char *what, const char *params, const js
 {
     const char *word;
     bool required;
-    for (size_t k = 0, n; (n = param(params, k, &word, &required)) > 0; k++) {
+    for (size_t k = 0, n; *params != '/' && (n = param(params, k, &word, &required)) > 0; k++) {
         if (name->len != n || memcmp(name->p, word, n) != 0)
             continue;
         if (arg[k].type != J_MISSING)

@@ -290,8 +290,9 @@ bool jiter_init(jrt *rt, jiter *it, jval v); /* fails where iter() does */
 bool jiter_next(jrt *rt, jiter *it, jval *out);
 jlist *jv_to_list(jrt *rt, jval v); /* a fresh list; NULL after a failure */
 
-/* Puts a call's arguments in the order of params ("name name* ...": * means required) into
- * arg[0..JBIND_MAX); those not given are J_MISSING. */
+/* Puts a call's arguments in the order of params ("name name* ...": * means required; a leading
+ * '/' means that none can be given by name) into arg[0..JBIND_MAX); those not given are
+ * J_MISSING. */
 enum { JBIND_MAX = 6 };
 bool jbind(jrt *rt, const char *what, const char *params, const jcall *c, jval *arg);
 
