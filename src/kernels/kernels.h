@@ -114,7 +114,7 @@ typedef struct st_kernels {
 } st_kernels;
 
 enum {
-    ST_ATTN_SEGMENT = 1024,
+    ST_ATTN_SEGMENT = 256,
     ST_ATTN_PART_EXTRA = 2, /* the exponent that the row's weights were scaled by; their sum */
     ST_MAX_K = 1 << 17      /* matmul_i8: k beyond this could overflow the 32-bit sums */
 };

@@ -18,8 +18,9 @@ enum {
     ELEMENTS_PER_TASK = 16 << 10
 };
 
-/* 8 MiB hold the parts of a 30,000-token context with 128 heads of 512. */
-static const size_t parts_bytes = (size_t)8 << 20;
+/* Holds the parts of a 60,000-token context with 128 heads of 512. Memory that no context needs is
+ * never touched. */
+static const size_t parts_bytes = (size_t)64 << 20;
 
 const char *st_op_kind_name(st_op_kind kind)
 {

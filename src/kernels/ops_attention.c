@@ -5,7 +5,7 @@
 
 enum {
     SPLIT_BELOW = 8,    /* groups per thread: with more, splitting the keys gains nothing */
-    TINY_WORK = 1 << 15 /* multiply-adds that are less than waking the pool */
+    TINY_WORK = 1 << 16 /* multiply-adds that are less than waking the pool */
 };
 
 /* How a sequence's rows are cut into groups: queries outermost. */

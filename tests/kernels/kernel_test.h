@@ -25,7 +25,8 @@ float kt_uniform(void);     /* -1..1 */
 float kt_normal(void);
 
 /* n elements of `size` bytes between guards, the first at an address that is a multiple of `size`
- * and, where possible, of nothing more. Guards are filled with 0xa5, content with 0xee. */
+ * and, where possible, of nothing more. Guards are filled with 0xa5, content with 0xee; ASan
+ * reports whoever reads a guard. */
 typedef struct kt_buf {
     unsigned char *raw;
     void *p;
@@ -34,8 +35,8 @@ typedef struct kt_buf {
 } kt_buf;
 
 kt_buf kt_new(size_t n, size_t size);
-void kt_check_guards(const kt_buf *b);
-void kt_free(kt_buf *b); /* checks the guards too */
+void kt_check_guards(const kt_buf *b); /* until kt_free, ASan no longer watches them then */
+void kt_free(kt_buf *b);               /* checks the guards too */
 
 float *kt_floats(kt_buf *b, size_t n); /* new, filled with kt_normal */
 
