@@ -11,6 +11,7 @@ static const struct {
     int (*run)(int argc, char **argv);
     const char *about;
 } commands[] = {
+    {"run", st_cmd_run, "chat in the terminal"},
     {"serve", st_cmd_serve, "serve a model over OpenAI's API"},
     {"bench", st_cmd_bench, "measure the machine, the kernels and a model"},
     {"inspect", st_cmd_inspect, "print what was understood of a checkpoint"},
