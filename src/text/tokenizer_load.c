@@ -77,11 +77,11 @@ static st_status build(st_tokenizer *t, const json_t *root, const json_t *config
     return s;
 }
 
-static st_status parse_json(const char *name, const char *text, size_t len, json_t **out,
-                            st_error *err)
+static st_status parse_json(const char *name, const char *text, size_t len, size_t flags,
+                            json_t **out, st_error *err)
 {
     json_error_t why;
-    *out = json_loadb(text, len, JSON_REJECT_DUPLICATES, &why);
+    *out = json_loadb(text, len, JSON_REJECT_DUPLICATES | flags, &why);
     if (*out)
         return ST_OK;
     return st_fail(err, ST_EFORMAT, "%s is not valid JSON: %s (line %d, column %d)", name, why.text,
@@ -96,9 +96,11 @@ st_status st_tokenizer_parse(const char *json, size_t json_len, const char *conf
     st_tokenizer *t = calloc(1, sizeof *t);
     st_status s = t ? ST_OK : st_fail(err, ST_ENOMEM, "no memory for the tokenizer");
     if (!s)
-        s = parse_json("tokenizer.json", json, json_len, &root, err);
+        s = parse_json("tokenizer.json", json, json_len, 0, &root, err);
+    /* model_max_length is often 1e30 written out, which no int64 holds. */
     if (!s && config)
-        s = parse_json("tokenizer_config.json", config, config_len, &conf, err);
+        s = parse_json("tokenizer_config.json", config, config_len, JSON_DECODE_INT_AS_REAL, &conf,
+                       err);
     if (!s && conf && !json_is_object(conf))
         s = st_fail(err, ST_EFORMAT, "tokenizer_config.json is %s, expected an object",
                     st_tj_kind(conf));
