@@ -625,6 +625,11 @@ static void bad_configs_are_refused(void **state)
     }
     st_tokenizer *t;
     st_error err;
+    /* What Llama's says is no int64, but no mistake either. */
+    static const char large[] = "{\"model_max_length\":1000000000000000019884624838656}";
+    assert_int_equal(st_tokenizer_parse(GOOD "}", strlen(GOOD "}"), large, strlen(large), &t, &err),
+                     ST_OK);
+    st_tokenizer_free(t);
     assert_int_equal(st_tokenizer_load("/nowhere/at/all", &t, &err), ST_ENOTFOUND);
     assert_non_null(strstr(err.text, "/nowhere/at/all/tokenizer.json"));
 }
