@@ -208,7 +208,8 @@ static JFILTER(f_max)
 static jcall tail(const jcall *c, size_t skip)
 {
     jcall t = *c;
-    t.v += skip;
+    if (t.n > 0) /* without arguments v may be NULL, to which nothing may be added */
+        t.v += skip;
     t.n -= skip;
     return t;
 }
