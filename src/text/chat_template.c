@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "text/chat_template_limits.h"
-#include "text/jinja_eval.h"
+#include "text/jinja/jinja_eval.h"
 
 /* Limits of the sandbox. A template of a 500-message conversation takes some 100,000 steps. */
 enum { PARSE_MEMORY = 64 << 20, MAX_FILE = 16 << 20 };

@@ -1,12 +1,12 @@
 /* Python's string operations: see jinja_strings.h. Character classes come from utf8proc. */
-#include "text/jinja_strings.h"
+#include "text/jinja/jinja_strings.h"
 
 #include <string.h>
 
 #include <utf8proc.h>
 
 #include "base/utf8.h"
-#include "text/jinja_casing_table.h"
+#include "text/jinja/jinja_casing_table.h"
 
 /* --- characters ---------------------------------------------------------------------------- */
 

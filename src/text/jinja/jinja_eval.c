@@ -1,6 +1,6 @@
 /* Runs the statements of a template: scopes, assignment, blocks, macros. Loops are in
  * jinja_loop.c. */
-#include "text/jinja_eval.h"
+#include "text/jinja/jinja_eval.h"
 
 #include <string.h>
 

@@ -3,8 +3,8 @@
 #ifndef ST_TEXT_JINJA_PARSER_H
 #define ST_TEXT_JINJA_PARSER_H
 
-#include "text/jinja_ast.h"
-#include "text/jinja_lexer.h"
+#include "text/jinja/jinja_ast.h"
+#include "text/jinja/jinja_lexer.h"
 
 typedef struct jparser {
     const char *name;

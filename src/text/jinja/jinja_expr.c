@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "text/jinja_eval.h"
+#include "text/jinja/jinja_eval.h"
 
 /* --- names --------------------------------------------------------------------------------- */
 

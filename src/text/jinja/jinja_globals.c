@@ -2,7 +2,7 @@
 #include <string.h>
 #include <time.h>
 
-#include "text/jinja_eval.h"
+#include "text/jinja/jinja_eval.h"
 
 #define GLOBAL(name) static jval name(jrt *rt, const jcall *c, const jval *arg)
 

@@ -3,7 +3,7 @@
 #ifndef ST_TEXT_JINJA_EVAL_H
 #define ST_TEXT_JINJA_EVAL_H
 
-#include "text/jinja_ast.h"
+#include "text/jinja/jinja_ast.h"
 
 /* Variables of one block. Names are the parser's atoms mostly, so that comparing is quick. */
 struct jscope {

@@ -1,6 +1,6 @@
 /* Statements of the template language: tokens in, nodes out. Expressions are in
  * jinja_parser_expr.c. */
-#include "text/jinja_parser.h"
+#include "text/jinja/jinja_parser.h"
 
 #include <stdarg.h>
 #include <stdio.h>

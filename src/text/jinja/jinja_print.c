@@ -1,5 +1,5 @@
 /* Printing template values as Python does: str(), repr(), json.dumps(). */
-#include "text/jinja_value.h"
+#include "text/jinja/jinja_value.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -10,7 +10,7 @@
 #include <utf8proc.h>
 
 #include "base/utf8.h"
-#include "text/jinja_eval.h"
+#include "text/jinja/jinja_eval.h"
 
 /* The shortest digits that read back as f, laid out as Python's repr: an exponent below 1e-4 and
  * from 1e16 on, otherwise a decimal point. */

@@ -5,7 +5,7 @@
 
 #include <xxhash.h>
 
-#include "text/jinja_value.h"
+#include "text/jinja/jinja_value.h"
 
 const char *jv_type_name(jval v)
 {

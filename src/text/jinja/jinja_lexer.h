@@ -2,7 +2,7 @@
 #ifndef ST_TEXT_JINJA_LEXER_H
 #define ST_TEXT_JINJA_LEXER_H
 
-#include "text/jinja_value.h"
+#include "text/jinja/jinja_value.h"
 
 typedef enum jtok {
     T_EOF,

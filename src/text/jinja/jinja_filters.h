@@ -2,7 +2,7 @@
 #ifndef ST_TEXT_JINJA_FILTERS_H
 #define ST_TEXT_JINJA_FILTERS_H
 
-#include "text/jinja_eval.h"
+#include "text/jinja/jinja_eval.h"
 
 #define JFILTER(name) jval name(jrt *rt, jval in, const jcall *c, const jval *arg)
 

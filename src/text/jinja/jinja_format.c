@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "base/utf8.h"
-#include "text/jinja_eval.h"
-#include "text/jinja_strings.h"
+#include "text/jinja/jinja_eval.h"
+#include "text/jinja/jinja_strings.h"
 
 typedef struct spec {
     char fill[5];

@@ -1,8 +1,8 @@
 /* What may follow `is`: tests. */
 #include <string.h>
 
-#include "text/jinja_eval.h"
-#include "text/jinja_strings.h"
+#include "text/jinja/jinja_eval.h"
+#include "text/jinja/jinja_strings.h"
 
 #define TEST(name) static bool name(jrt *rt, jval in, const jval *arg)
 

@@ -1,5 +1,5 @@
 /* Template values: memory, strings, containers, iteration, arguments. See jinja_value.h. */
-#include "text/jinja_value.h"
+#include "text/jinja/jinja_value.h"
 
 #include <stdarg.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
 /* Filters on text, numbers and single values, and the look-up of all filters. */
-#include "text/jinja_filters.h"
+#include "text/jinja/jinja_filters.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "base/utf8.h"
-#include "text/jinja_strings.h"
+#include "text/jinja/jinja_strings.h"
 
 int64_t jarg_int(jrt *rt, jval v, int64_t missing, const char *what)
 {

@@ -1,6 +1,6 @@
 /* Splits a template into tokens: see jinja_lexer.h. The rules for white space are Jinja's with
  * trim_blocks and lstrip_blocks on and keep_trailing_newline off, as Hugging Face sets them. */
-#include "text/jinja_lexer.h"
+#include "text/jinja/jinja_lexer.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -9,7 +9,7 @@
 #include <utf8proc.h>
 
 #include "base/utf8.h"
-#include "text/jinja_strings.h"
+#include "text/jinja/jinja_strings.h"
 
 typedef struct lexer {
     const char *name;

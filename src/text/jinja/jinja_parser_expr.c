@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "text/jinja_parser.h"
+#include "text/jinja/jinja_parser.h"
 
 static jnode *parse_or(jparser *p);
 static jnode *parse_unary(jparser *p, bool with_filter);

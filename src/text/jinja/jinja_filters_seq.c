@@ -2,8 +2,8 @@
  * it has no length and can be walked once. */
 #include <string.h>
 
-#include "text/jinja_filters.h"
-#include "text/jinja_strings.h"
+#include "text/jinja/jinja_filters.h"
+#include "text/jinja/jinja_strings.h"
 
 /* --- helpers ------------------------------------------------------------------------------- */
 

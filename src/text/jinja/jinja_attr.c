@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "text/jinja_eval.h"
+#include "text/jinja/jinja_eval.h"
 
 static bool one_of(const jstr *name, const char *const *words)
 {

@@ -2,8 +2,8 @@
 #include <string.h>
 
 #include "base/utf8.h"
-#include "text/jinja_eval.h"
-#include "text/jinja_strings.h"
+#include "text/jinja/jinja_eval.h"
+#include "text/jinja/jinja_strings.h"
 
 #define METHOD(name) static jval name(jrt *rt, jval self, const jcall *c, const jval *arg)
 

@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "text/jinja_eval.h"
+#include "text/jinja/jinja_eval.h"
 
 /* Takes the next item that the loop's filter lets through. */
 static bool pull(jrt *rt, jloop *l, jval *out)

@@ -2,7 +2,7 @@
 #ifndef ST_TEXT_JINJA_STRINGS_H
 #define ST_TEXT_JINJA_STRINGS_H
 
-#include "text/jinja_value.h"
+#include "text/jinja/jinja_value.h"
 
 bool jchar_is_space(uint32_t cp); /* str.isspace */
 bool jchar_is_alpha(uint32_t cp);
