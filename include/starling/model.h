@@ -92,6 +92,9 @@ typedef struct st_model st_model;
  * ST_ENOMEM and both numbers when it cannot fit. opts->dir may be freed afterwards. */
 ST_NODISCARD st_status st_model_load(const st_model_options *opts, st_model **out, st_error *err);
 void st_model_free(st_model *m); /* NULL is fine */
+/* Binds the calling thread to the first processor, beside which the model's own threads have
+ * theirs: for the thread that will run st_model_forward, when it starts no other threads. */
+void st_model_pin_thread(const st_model *m);
 const st_model_config *st_model_get_config(const st_model *m);
 const char *st_model_kernels_name(const st_model *m);
 int32_t st_model_max_len(const st_model *m);

@@ -205,15 +205,10 @@ static void run_shifted(void *arg, size_t task, int worker_index)
 
 void st_pool_run(st_pool *pool, size_t n_tasks, st_task_fn *fn, void *arg)
 {
-    static _Thread_local const st_pool *pinned_for;
     if (!pool || pool->n_threads == 1 || n_tasks <= 1) {
         for (size_t i = 0; i < n_tasks; i++)
             fn(arg, i, 0);
         return;
-    }
-    if (pool->pin && pinned_for != pool) {
-        pin_self(0);
-        pinned_for = pool;
     }
     const size_t most = INT_MAX;
     for (size_t base = 0; base < n_tasks; base += most) {
@@ -224,6 +219,12 @@ void st_pool_run(st_pool *pool, size_t n_tasks, st_task_fn *fn, void *arg)
         else
             run_loop(pool, (uint32_t)n, run_shifted, &s);
     }
+}
+
+void st_pool_pin_caller(const st_pool *pool)
+{
+    if (pool && pool->pin && pool->n_threads > 1)
+        pin_self(0);
 }
 
 int st_pool_threads(const st_pool *pool)

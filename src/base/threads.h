@@ -13,10 +13,14 @@
 
 typedef struct st_pool st_pool;
 
-/* n_threads >= 1 (0: the number of processors this process may use). With pin, worker i is bound
- * to the i-th processor of the process' affinity mask; failure to bind is not an error. */
+/* n_threads >= 1 (0: the number of processors this process may use). With pin, worker i
+ * (>= 1) is bound to the i-th processor of the process' affinity mask; failure to bind is not an
+ * error. */
 ST_NODISCARD st_status st_pool_new(int n_threads, bool pin, st_pool **out, st_error *err);
 void st_pool_free(st_pool *pool); /* NULL is fine; no loop may be running */
+/* Binds the calling thread to worker 0's processor, if the pool pins. For the thread that runs the
+ * loops, and only for one that starts no other threads: they would inherit the binding. */
+void st_pool_pin_caller(const st_pool *pool);
 int st_pool_threads(const st_pool *pool);
 
 /* Calls fn(arg, task, worker) once for every task in [0, n_tasks) and returns when all are done.

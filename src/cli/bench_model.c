@@ -230,6 +230,7 @@ st_status st_bench_model(st_bench *b, const st_bench_model_options *options, st_
                              .kernels = b->k->name};
     st_status s = st_model_load(&load, &r.m, err);
     if (!s) {
+        st_model_pin_thread(r.m);
         int32_t max = st_model_max_len(r.m) - o.generate - 1;
         if (max < 1)
             s = st_fail(err, ST_EINVAL, "--generate %d does not fit a context of %d positions",

@@ -44,6 +44,7 @@ static st_status run(st_bench *b, const bench_args *a, st_error *err)
         return s;
     if (b->rows.live)
         printf("machine (kernels: %s)\n", b->k->name);
+    st_pool_pin_caller(b->pool);
     s = st_peaks_measure(b->k, b->pool, b->quick, &b->peaks, err);
     if (!s)
         s = add_peaks(b);

@@ -211,8 +211,9 @@ int st_model_dir(const char *arg, char *out, size_t cap)
         *strrchr(exe, '/') = '\0';
         for (size_t i = 0; i < sizeof beside / sizeof *beside; i++) {
             snprintf(probe, sizeof probe, "%s/%s/config.json", exe, beside[i]);
-            if (access(probe, R_OK) == 0) {
-                snprintf(out, cap, "%s/%s", exe, beside[i]);
+            char file[PATH_MAX];
+            if (realpath(probe, file)) {
+                snprintf(out, cap, "%.*s", (int)(strrchr(file, '/') - file), file);
                 return 0;
             }
         }

@@ -119,6 +119,7 @@ static void *engine_main(void *arg)
 {
     st_engine *e = arg;
     pthread_setname_np(pthread_self(), "engine");
+    st_model_pin_thread(e->model);
     while (take_orders(e))
         if (e->n_running > 0 || e->waiting.count > 0)
             st_engine_step(e);

@@ -94,6 +94,11 @@ void st_model_free(st_model *m)
     free(m);
 }
 
+void st_model_pin_thread(const st_model *m)
+{
+    st_pool_pin_caller(m->pool);
+}
+
 const st_model_config *st_model_get_config(const st_model *m)
 {
     return &m->config;

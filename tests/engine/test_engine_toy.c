@@ -52,6 +52,10 @@ int32_t st_model_max_outputs(const st_model *m)
     return MAX_BATCH;
 }
 
+void st_model_pin_thread(const st_model *m)
+{
+}
+
 int32_t st_model_kv_row_elems(const st_model *m)
 {
     return 1;

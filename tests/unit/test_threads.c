@@ -2,6 +2,8 @@
  * workers went to sleep, and several pools side by side. */
 #include "cmocka_all.h"
 
+#include <sched.h>
+
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
@@ -93,7 +95,8 @@ static void default_and_bad_counts(void **state)
     assert_int_equal(st_pool_new(0, true, &pool, &err), ST_OK);
     assert_true(st_pool_threads(pool) >= 1);
     int n = st_pool_threads(pool);
-    check_loop(pool, 100); /* pins this thread: the next pool must still see all processors */
+    check_loop(pool, 100);
+    st_pool_pin_caller(pool); /* the next pool must still see all processors */
     st_pool *second;
     assert_int_equal(st_pool_new(0, true, &second, &err), ST_OK);
     assert_int_equal(st_pool_threads(second), n);
@@ -104,6 +107,26 @@ static void default_and_bad_counts(void **state)
     assert_int_equal(st_pool_new(-1, false, &pool, &err), ST_EINVAL);
     assert_null(pool);
     assert_non_null(strstr(err.text, "-1"));
+}
+
+static int processors_of_this_thread(void)
+{
+    cpu_set_t set;
+    assert_int_equal(sched_getaffinity(0, sizeof set, &set), 0);
+    return CPU_COUNT(&set);
+}
+
+/* Threads inherit their maker's binding: a server's would all share one processor. */
+static void only_asked_for_is_the_caller_bound(void **state)
+{
+    st_pool *pool;
+    int before = processors_of_this_thread();
+    assert_int_equal(st_pool_new(2, true, &pool, NULL), ST_OK);
+    check_loop(pool, 100);
+    assert_int_equal(processors_of_this_thread(), before);
+    st_pool_pin_caller(pool);
+    assert_int_equal(processors_of_this_thread(), 1);
+    st_pool_free(pool);
 }
 
 static void features_are_consistent(void **state)
@@ -118,8 +141,11 @@ static void features_are_consistent(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_task_runs_once),    cmocka_unit_test(caller_waits_for_slow_workers),
-        cmocka_unit_test(no_pool_runs_here),       cmocka_unit_test(default_and_bad_counts),
+        cmocka_unit_test(every_task_runs_once),
+        cmocka_unit_test(caller_waits_for_slow_workers),
+        cmocka_unit_test(no_pool_runs_here),
+        cmocka_unit_test(only_asked_for_is_the_caller_bound),
+        cmocka_unit_test(default_and_bad_counts),
         cmocka_unit_test(features_are_consistent),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
