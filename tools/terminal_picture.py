@@ -16,7 +16,9 @@ def wrap(text):
 
 
 def session(commands):
-    for command in commands:
+    for i, command in enumerate(commands):
+        if i:
+            yield "output", ""
         first = True
         for line in wrap(command):
             yield "command", ("$ " if first else "  ") + line
@@ -41,7 +43,7 @@ def main():
         print(f'<circle cx="{PAD + 4 + 18 * i}" cy="16" r="5" fill="{colour}"/>')
     for i, (kind, text) in enumerate(lines):
         y = 24 + PAD + LINE * i + 12
-        print(f'<text class="{kind}" x="{PAD}" y="{y}">{html.escape(text)}</text>')
+        print(f'<text class="{kind}" x="{PAD}" y="{y}" xml:space="preserve">{html.escape(text)}</text>')
     print("</svg>")
 
 

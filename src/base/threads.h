@@ -2,7 +2,7 @@
  *
  * The caller of st_pool_run is worker 0; n_threads - 1 others spin briefly for the next loop and
  * then sleep. Tasks are handed out through an atomic counter, so which worker runs a task is not
- * determined: nothing computed may depend on it (design.md, idea 6). */
+ * determined: nothing computed may depend on it (ARCHITECTURE.md). */
 #ifndef ST_BASE_THREADS_H
 #define ST_BASE_THREADS_H
 

@@ -88,6 +88,9 @@ static st_status load_model(const st_loading *how, st_model **out, st_error *err
 st_status st_load_all(const st_loading *how, st_loaded *out, st_error *err)
 {
     memset(out, 0, sizeof *out);
+    if (access(how->dir, F_OK) != 0)
+        return st_fail(err, ST_EIO, "%s: no checkpoint folder there: %s", how->dir,
+                       strerror(errno));
     /* The small files first: their errors come before the long wait. */
     st_status s = st_tokenizer_load(how->dir, &out->tok, err);
     if (!s)

@@ -1,10 +1,10 @@
 /* The kernel table: one plain C reference and faster twins per instruction set.
  *
- * Chosen once at start by features (st_kernels_best) or by name (STARLING_CPU=ref|avx2|avx512).
+ * Chosen once at start by features (st_kernels_select) or by name (STARLING_CPU=ref|avx2|avx512).
  * A kernel works on one thread; src/kernels/ops.h splits work over the pool. Every output element
  * is reduced in an order fixed by the shapes alone (k, head sizes, key position), never by m, the
  * thread count or what else is in the batch: the same inputs give the same bits at any batch size
- * (design.md, idea 6). Pointers need the alignment of their element type, no more. */
+ * (ARCHITECTURE.md). Pointers need the alignment of their element type, no more. */
 #ifndef ST_KERNELS_KERNELS_H
 #define ST_KERNELS_KERNELS_H
 
