@@ -9,6 +9,7 @@
 #include <jansson.h>
 
 #include "cli/commands.h"
+#include "cli/jsonl.h"
 #include "cli/options.h"
 #include "starling/chat_template.h"
 
@@ -58,51 +59,20 @@ static st_status render(const st_chat_template *t, const options *o, const char 
     return st;
 }
 
-/* Answers one line; a bad one is answered with {"error": ...}. Fails only without memory. */
-static st_status answer_line(const st_chat_template *t, const options *o, const char *line,
-                             size_t len, st_buf *out)
-{
-    st_buf text = ST_BUF_INIT;
-    st_error err = {.status = ST_OK};
-    st_buf_clear(out);
-    st_status st = render(t, o, line, len, &text, &err);
-    if (st) {
-        const char *why = err.status ? err.text : st_status_name(st);
-        st = st_buf_puts(out, "{\"error\": ");
-        if (!st)
-            st = st_buf_json_string(out, why, strlen(why));
-        if (!st)
-            st = st_buf_putc(out, '}');
-    } else {
-        st = st_buf_json_string(out, text.data ? text.data : "", text.len);
-    }
-    st_buf_free(&text);
-    return st ? st : st_buf_putc(out, '\n');
-}
+typedef struct line_run {
+    const st_chat_template *t;
+    const options *o;
+} line_run;
 
-static int run_jsonl(const st_chat_template *t, const options *o)
+static st_status answer_line(void *user, const char *line, size_t len, st_buf *out, st_error *err)
 {
-    char *line = NULL;
-    size_t cap = 0;
-    ssize_t n;
-    st_buf out = ST_BUF_INIT;
-    int code = ST_EXIT_OK;
-    while (code == ST_EXIT_OK && (n = getline(&line, &cap, stdin)) >= 0) {
-        if (answer_line(t, o, line, (size_t)n, &out)) {
-            fprintf(stderr, "starling template: out of memory\n");
-            code = ST_EXIT_FAILED;
-        } else if (fwrite(out.data, 1, out.len, stdout) != out.len || fflush(stdout)) {
-            fprintf(stderr, "starling template: standard output: %s\n", strerror(errno));
-            code = ST_EXIT_FAILED;
-        }
-    }
-    if (ferror(stdin)) {
-        fprintf(stderr, "starling template: standard input: %s\n", strerror(errno));
-        code = ST_EXIT_FAILED;
-    }
-    free(line);
-    st_buf_free(&out);
-    return code;
+    const line_run *r = user;
+    st_buf text = ST_BUF_INIT;
+    st_status st = render(r->t, r->o, line, len, &text, err);
+    if (!st)
+        st = st_buf_json_string(out, text.data ? text.data : "", text.len);
+    st_buf_free(&text);
+    return st;
 }
 
 /* One conversation from standard input, its text to standard output. */
@@ -164,7 +134,8 @@ int st_cmd_template(int argc, char **argv)
         fprintf(stderr, "starling template: %s\n", err.status ? err.text : st_status_name(st));
         return ST_EXIT_FAILED;
     }
-    code = o.jsonl ? run_jsonl(t, &o) : run_once(t, &o);
+    line_run lines = {t, &o};
+    code = o.jsonl ? st_jsonl_run("template", answer_line, &lines) : run_once(t, &o);
     st_chat_template_free(t);
     return code;
 }

@@ -9,6 +9,7 @@
 #include <jansson.h>
 
 #include "cli/commands.h"
+#include "cli/jsonl.h"
 #include "cli/options.h"
 #include "starling/tokenizer.h"
 
@@ -77,55 +78,20 @@ static st_status decode_line(const st_tokenizer *t, const options *o, const json
     return s;
 }
 
-/* Answers one line; a bad one is answered with {"error": ...}. Fails only without memory. */
-static st_status answer_line(const st_tokenizer *t, const options *o, const char *line, size_t len,
-                             st_buf *out)
-{
-    st_error err = {.status = ST_OK};
-    json_error_t why;
-    st_buf_clear(out);
-    json_t *v = json_loadb(line, len, JSON_DECODE_ANY | JSON_ALLOW_NUL, &why);
-    st_status s = v ? (o->decode ? decode_line : encode_line)(t, o, v, out, &err)
-                    : st_fail(&err, ST_EFORMAT, "not valid JSON: %s", why.text);
-    json_decref(v);
-    if (s) {
-        const char *text = err.status ? err.text : st_status_name(s);
-        st_buf_clear(out);
-        s = st_buf_puts(out, "{\"error\": ");
-        if (!s)
-            s = st_buf_json_string(out, text, strlen(text));
-        if (!s)
-            s = st_buf_putc(out, '}');
-    }
-    return s ? s : st_buf_putc(out, '\n');
-}
+typedef struct line_run {
+    const st_tokenizer *t;
+    const options *o;
+} line_run;
 
-static int run_jsonl(const st_tokenizer *t, const options *o)
+static st_status answer_line(void *user, const char *line, size_t len, st_buf *out, st_error *err)
 {
-    char *line = NULL;
-    size_t cap = 0;
-    ssize_t n;
-    st_buf out = ST_BUF_INIT;
-    int code = ST_EXIT_OK;
-    while (code == ST_EXIT_OK && (n = getline(&line, &cap, stdin)) >= 0) {
-        if (answer_line(t, o, line, (size_t)n, &out)) {
-            fprintf(stderr, "starling tokenize: out of memory\n");
-            code = ST_EXIT_FAILED;
-            break;
-        }
-        /* Flushed line by line, for programs that ask and wait for the answer. */
-        if (fwrite(out.data, 1, out.len, stdout) != out.len || fflush(stdout)) {
-            fprintf(stderr, "starling tokenize: standard output: %s\n", strerror(errno));
-            code = ST_EXIT_FAILED;
-        }
-    }
-    if (ferror(stdin)) {
-        fprintf(stderr, "starling tokenize: standard input: %s\n", strerror(errno));
-        code = ST_EXIT_FAILED;
-    }
-    free(line);
-    st_buf_free(&out);
-    return code;
+    const line_run *r = user;
+    json_error_t why;
+    json_t *v = json_loadb(line, len, JSON_DECODE_ANY | JSON_ALLOW_NUL, &why);
+    st_status s = v ? (r->o->decode ? decode_line : encode_line)(r->t, r->o, v, out, err)
+                    : st_fail(err, ST_EFORMAT, "not valid JSON: %s", why.text);
+    json_decref(v);
+    return s;
 }
 
 /* Adds the ids of "12" or "1,2,3"; false when arg is anything else. */
@@ -228,7 +194,9 @@ int st_cmd_tokenize(int argc, char **argv)
         fprintf(stderr, "starling tokenize: %s\n", err.text);
         return ST_EXIT_FAILED;
     }
-    code = o.jsonl ? run_jsonl(t, &o) : run_args(t, &o, args + has_dir, n_rest);
+    line_run lines = {t, &o};
+    code = o.jsonl ? st_jsonl_run("tokenize", answer_line, &lines)
+                   : run_args(t, &o, args + has_dir, n_rest);
     st_tokenizer_free(t);
     return code;
 }

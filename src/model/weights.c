@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "kernels/float_bits.h"
 
 typedef enum prep_kind {
     PREP_SCAN,      /* refuse NaN and infinity */
@@ -123,27 +124,6 @@ static bool is_float(st_dtype t)
     return t == ST_F32 || t == ST_F16 || t == ST_BF16;
 }
 
-static float half_to_float(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h >> 15) << 31, exp = h >> 10 & 31, frac = h & 1023, bits;
-    if (exp == 0) { /* zero and subnormals: frac * 2^-24 is exact */
-        float v = (float)frac * 0x1p-24f;
-        return sign ? -v : v;
-    }
-    bits = sign | (exp == 31 ? 0x7F800000u : (exp + 112) << 23) | frac << 13;
-    float v;
-    memcpy(&v, &bits, sizeof v);
-    return v;
-}
-
-static float bf16_to_float(uint16_t h)
-{
-    uint32_t bits = (uint32_t)h << 16;
-    float v;
-    memcpy(&v, &bits, sizeof v);
-    return v;
-}
-
 /* Element i of a float tensor at any alignment. */
 static float float_at(const st_tensor *t, size_t i)
 {
@@ -155,7 +135,7 @@ static float float_at(const st_tensor *t, size_t i)
         return v;
     }
     memcpy(&h, p, sizeof h);
-    return t->dtype == ST_F16 ? half_to_float(h) : bf16_to_float(h);
+    return t->dtype == ST_F16 ? st_f16_to_f32(h) : st_bf16_to_f32(h);
 }
 
 /* The n elements of t (any float type), copied as floats; all must be finite. */
