@@ -27,7 +27,8 @@ enum { NOT_GIVEN = -2 };
 static const st_command command = {
     "run", "starling run [MODEL] [-p PROMPT] [options]",
     "Chats with a checkpoint in the terminal. With -p it answers one prompt on standard output\n"
-    "and exits. Ctrl-C stops the answer that is being given; at the prompt it ends the chat.",
+    "and exits. Ctrl-C stops the answer that is being given; at the prompt it ends the chat.\n"
+    "In a chat, /help lists what else can be typed.",
     0, 1};
 
 /* --- options ------------------------------------------------------------------------------- */

@@ -24,7 +24,8 @@ static const st_command command = {
     "serve", "starling serve [MODEL] [options]",
     "Serves a checkpoint folder over OpenAI's API: /v1/chat/completions, /v1/completions,\n"
     "/v1/models, and /tokenize, /detokenize, /health, /metrics, /version beside it.\n"
-    "SIGTERM lets running requests finish, then exits.",
+    "SIGTERM lets running requests finish, then exits. The environment's STARLING_API_KEY\n"
+    "adds to --api-key. Defaults are in brackets.",
     0, 1};
 
 static int parse_args(serve_args *a, int argc, char **argv, const char **model, int *n_args)
@@ -37,14 +38,12 @@ static int parse_args(serve_args *a, int argc, char **argv, const char **model, 
         {"--port", ST_OPT_INT, &a->port, "PORT", "TCP port; 0: any free one (8000)", 0, 65535},
         {"--uds", ST_OPT_STRING, &a->server.uds, "PATH", "a unix socket instead", 0, 0},
         {"--api-key", ST_OPT_LIST, &a->keys, "KEYS",
-         "keys that clients must send one of; comma-separated or repeated; also "
-         "STARLING_API_KEY",
-         0, 0},
+         "clients must send one of these; comma-separated or repeated (none)", 0, 0},
         {"--allowed-origin", ST_OPT_STRING, &a->server.allow_origin, "ORIGIN",
          "let web pages of ORIGIN (* for all) call the server", 0, 0},
         {"model", ST_OPT_HEADING, NULL, NULL, NULL, 0, 0},
         {"--served-model-name", ST_OPT_LIST, &a->names, "NAMES",
-         "what requests call the model; comma-separated or repeated (the folder's name)", 0, 0},
+         "names for the model; comma-separated or repeated (the folder's)", 0, 0},
         {"--chat-template", ST_OPT_STRING, &a->loading.chat_template, "FILE",
          "a chat template instead of the checkpoint's", 0, 0},
         {"--threads", ST_OPT_INT, &a->loading.threads, "N", "compute threads (all processors)", 0,
@@ -55,10 +54,10 @@ static int parse_args(serve_args *a, int argc, char **argv, const char **model, 
         {"--max-num-seqs", ST_OPT_INT, &e->max_num_seqs, "N", "requests running at once (256)", 1,
          65536},
         {"--max-num-batched-tokens", ST_OPT_INT, &e->max_num_batched_tokens, "N",
-         "tokens per step (512)", 1, 1048576},
+         "tokens per step; fewer: smoother streams, more: faster prompts (512)", 1, 1048576},
         {"--block-size", ST_OPT_INT, &e->block_size, "N", "tokens per KV block (16)", 1, 1024},
         {"--kv-cache-memory", ST_OPT_SIZE, &e->kv_cache_memory, "SIZE",
-         "bytes for KV blocks, such as 4G (half of what is available, if needed)", 0, 0},
+         "bytes for KV blocks, such as 4G (up to half of what is free)", 0, 0},
         {"--kv-cache-dtype", ST_OPT_STRING, &a->kv_cache_dtype, "TYPE", "bf16 or f32 (bf16)", 0, 0},
         {"--num-kv-blocks", ST_OPT_INT, &e->num_kv_blocks, "N",
          "KV blocks, instead of --kv-cache-memory", 1, 1e9},

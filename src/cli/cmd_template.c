@@ -101,18 +101,19 @@ int st_cmd_template(int argc, char **argv)
     options o = {0};
     const st_opt opts[] = {
         {"--jsonl", ST_OPT_FLAG, &o.jsonl, NULL,
-         "answer each line of standard input with a JSON string, or with {\"error\": ...}", 0, 0},
+         "answer each line of stdin with a JSON string or {\"error\": ...}", 0, 0},
         {"--template", ST_OPT_STRING, &o.file, "FILE", "use this template instead of MODEL's", 0,
          0},
-        {"--now", ST_OPT_U64, &o.now, "SECONDS",
-         "the time that strftime_now sees, in seconds since 1970 (default: now)", 0, 0},
+        {"--now", ST_OPT_U64, &o.now, "SECONDS", "the template's time, in seconds since 1970 (now)",
+         0, 0},
     };
     const st_command cmd = {
         "template", "starling template [MODEL] [--jsonl] [--template FILE] < JSON",
         "Renders a conversation with the chat template of MODEL, a checkpoint folder\n"
         "(tokenizer_config.json or chat_template.jinja is enough). Standard input holds a JSON\n"
         "object: messages, and optionally tools, add_generation_prompt and whatever else the\n"
-        "template understands.",
+        "template understands, as in\n"
+        "  echo '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}' | starling template",
         0, 1};
     const char *args[1];
     char dir[4096];

@@ -156,7 +156,7 @@ int st_cmd_tokenize(int argc, char **argv)
     options o = {0};
     const st_opt opts[] = {
         {"--jsonl", ST_OPT_FLAG, &o.jsonl, NULL,
-         "answer each line of standard input: a JSON string with an array of ids", 0, 0},
+         "answer each line of stdin: a JSON string with an array of ids", 0, 0},
         {"--decode|-d", ST_OPT_FLAG, &o.decode, NULL, "the other way: ids to text", 0, 0},
         {"--add-special", ST_OPT_FLAG, &o.add_special, NULL,
          "add the BOS and EOS tokens that the tokenizer asks for", 0, 0},

@@ -31,7 +31,15 @@ static void usage(FILE *to)
         fprintf(to, "  %-10s %s\n", commands[i].name, commands[i].about);
     fprintf(to,
             "\nMODEL is a Hugging Face checkpoint folder; without it the built-in lexicon model "
-            "is used.\nstarling COMMAND --help explains a command.\n");
+            "is used.\nstarling COMMAND --help explains a command.\n\n"
+            "examples:\n"
+            "  starling run -p \"What does courage mean?\"\n"
+            "  starling serve /models/Qwen3-30B-A3B --port 8000\n"
+            "  starling inspect /models/Qwen3-30B-A3B\n\n"
+            "environment:\n"
+            "  STARLING_CPU       kernels to use: ref, avx2, avx512, avx512vnni (the best)\n"
+            "  STARLING_LEXICON   folder of the built-in model, should it have moved\n"
+            "  STARLING_API_KEY   more keys for serve\n");
 }
 
 int main(int argc, char **argv)
