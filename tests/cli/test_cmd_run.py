@@ -55,7 +55,7 @@ def check_mistakes():
             (['--nope'], 2, "unknown option '--nope'"),
             (['--max-model-len', '8'], 1, 'context is 8 tokens'),
             (['--chat-template', '/nowhere'], 1, '/nowhere'),
-            (['/nowhere'], 1, '/nowhere/tokenizer.json'),
+            (['/nowhere'], 1, '/nowhere: no checkpoint folder there'),
             (['--min-tokens', '9', '--max-tokens', '3'], 1, 'min_tokens')]:
         r = starling('run', '-p', 'x', *args)
         check(f'refuses {args}', r.returncode == code and part in r.stderr and not r.stdout, r)
