@@ -78,6 +78,15 @@ QWEN2 = {
     'num_attention_heads': 6, 'num_key_value_heads': 2,
 }
 
+# openPangu-Embedded: dense, with biases on all four projections.
+PANGU_EMBEDDED = {
+    'architectures': ['PanguEmbeddedForCausalLM'], 'model_type': 'PanguEmbedded',
+    'hidden_act': 'silu', 'bias': True, 'rms_norm_eps': 1e-5, 'rope_theta': 16000000.0,
+    'max_position_embeddings': 32768, 'tie_word_embeddings': False, 'vocab_size': 259,
+    'hidden_size': 48, 'intermediate_size': 92, 'num_hidden_layers': 3,
+    'num_attention_heads': 4, 'num_key_value_heads': 2,
+}
+
 QWEN3 = {
     'architectures': ['Qwen3ForCausalLM'], 'model_type': 'qwen3', 'hidden_act': 'silu',
     'attention_bias': False, 'rms_norm_eps': 1e-6, 'rope_theta': 1000000.0,
@@ -109,6 +118,7 @@ PRESETS = {
     'tiny-kimi_k2': KIMI_K2,
     'tiny-qwen2': QWEN2,
     'tiny-qwen2-untied': {**QWEN2, 'tie_word_embeddings': False},
+    'tiny-pangu_embedded': PANGU_EMBEDDED,
     'tiny-qwen3': QWEN3,
     'tiny-qwen3_moe': QWEN3_MOE,
 

@@ -82,11 +82,14 @@ def gqa_attention(p, c):
     out = []
     for name, n in (('q_proj', heads * d), ('k_proj', kv * d), ('v_proj', kv * d)):
         out.append(linear(p + name, n, h, 1.3))
-        if c['model_type'] == 'qwen2':
+        if c['model_type'] == 'qwen2' or c.get('bias'):
             out.append(Tensor(p + name + '.bias', (n,), 0.3))
     if c['model_type'].startswith('qwen3'):
         out += [norm(p + 'q_norm', d), norm(p + 'k_norm', d)]
-    return out + [linear(p + 'o_proj', h, heads * d)]
+    out.append(linear(p + 'o_proj', h, heads * d))
+    if c.get('bias'):  # PanguEmbedded
+        out.append(Tensor(p + 'o_proj.bias', (h,), 0.3))
+    return out
 
 
 def moe(p, c):
