@@ -9,9 +9,13 @@
 #include "kernels/ops_internal.h"
 
 enum {
-    /* Weight bytes times passes over them that one matmul task should cost: a few microseconds
-     * from memory, so that hand-out is free and two threads finish together. */
-    MATMUL_TASK_COST = 64 << 10,
+    /* Weight bytes times passes over them that one matmul task should cost. Memory needs about
+     * half a microsecond to reach full speed again at a new place, so tasks are as large as
+     * threads that finish together allow, up to where it no longer matters. */
+    MATMUL_LEAST_COST = 32 << 10,
+    MATMUL_MOST_COST = 512 << 10,
+    MATMUL_TASKS_PER_THREAD = 8,
+    MATMUL_TINY_COST = 64 << 10, /* all of it on the caller */
     /* Rows of x for which reading the weights still costs more than the arithmetic. */
     MATMUL_FREE_ROWS = 4,
     MATMUL_COLUMNS = 16, /* blocks start at multiples of this */
@@ -106,6 +110,7 @@ typedef struct matmul_run {
     st_ops *ops;
     const st_matmul_job *jobs;
     int n_jobs;
+    size_t task_cost;
 } matmul_run;
 
 /* What one output column of a job costs, in bytes of weights times passes. */
@@ -115,10 +120,10 @@ static size_t column_cost(const st_matmul_job *job)
     return (size_t)job->w->k * st_dtype_size(job->w->dtype) * passes;
 }
 
-static int columns_per_task(const st_matmul_job *job)
+static int columns_per_task(const st_matmul_job *job, size_t task_cost)
 {
     size_t cost = column_cost(job);
-    size_t columns = cost ? MATMUL_TASK_COST / cost : MATMUL_TASK_COST;
+    size_t columns = cost ? task_cost / cost : task_cost;
     columns -= columns % MATMUL_COLUMNS;
     /* A tall x would otherwise be read again for every few columns. */
     size_t least = job->a.m > 64 ? 4 * MATMUL_COLUMNS : MATMUL_COLUMNS;
@@ -140,7 +145,7 @@ static void matmul_task(void *arg, size_t task, int worker)
     const matmul_run *run = arg;
     int i = st_ops_owner(run->ops->first_task, run->n_jobs, task);
     const st_matmul_job *job = &run->jobs[i];
-    int columns = columns_per_task(job);
+    int columns = columns_per_task(job, run->task_cost);
     int n0 = (int)(task - run->ops->first_task[i]) * columns;
     int n1 = job->w->n - n0 < columns ? job->w->n : n0 + columns;
     const st_kernels *k = run->ops->k;
@@ -156,17 +161,22 @@ static void matmul_task(void *arg, size_t task, int worker)
 static void matmul_slice(st_ops *ops, const st_matmul_job *jobs, int n)
 {
     size_t tasks = 0, cost = 0;
+    for (int i = 0; i < n; i++)
+        if (jobs[i].a.m > 0)
+            cost += column_cost(&jobs[i]) * (size_t)jobs[i].w->n;
+    size_t share = cost / MATMUL_TASKS_PER_THREAD / (size_t)st_pool_threads(ops->pool);
+    share = share < MATMUL_LEAST_COST ? MATMUL_LEAST_COST : share;
+    share = share > MATMUL_MOST_COST ? MATMUL_MOST_COST : share;
     for (int i = 0; i < n; i++) {
         ops->first_task[i] = tasks;
         if (jobs[i].a.m <= 0)
             continue;
-        int columns = columns_per_task(&jobs[i]);
+        int columns = columns_per_task(&jobs[i], share);
         tasks += ((size_t)jobs[i].w->n + (size_t)columns - 1) / (size_t)columns;
-        cost += column_cost(&jobs[i]) * (size_t)jobs[i].w->n;
     }
     ops->first_task[n] = tasks;
-    matmul_run run = {ops, jobs, n};
-    st_ops_run(ops, cost <= MATMUL_TASK_COST, tasks, matmul_task, &run);
+    matmul_run run = {ops, jobs, n, share};
+    st_ops_run(ops, cost <= MATMUL_TINY_COST, tasks, matmul_task, &run);
 }
 
 void st_op_matmul(st_ops *ops, const st_matmul_job *jobs, int n_jobs)

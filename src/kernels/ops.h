@@ -1,6 +1,6 @@
-/* Threaded operators: what the model's layers call. They split work into tasks whose shape never
- * depends on the number of threads, run them on the pool, and keep every output element's
- * reduction order fixed. No allocation: scratch lives in st_ops and is sized when it is made. */
+/* Threaded operators: what the model's layers call. They split work into tasks that never cut an
+ * output element, run them on the pool, and keep every element's reduction order fixed. No
+ * allocation: scratch lives in st_ops and is sized when it is made. */
 #ifndef ST_KERNELS_OPS_H
 #define ST_KERNELS_OPS_H
 

@@ -14,7 +14,6 @@ typedef struct peak_run {
     double ops; /* of one task */
     const st_kernels *k;
     const float *memory;
-    size_t floats_each;
     float *sums; /* [threads] */
 } peak_run;
 
@@ -50,19 +49,21 @@ static double compute_peak(st_pool *pool, size_t tasks, double (*loop)(int steps
 static void read_task(void *arg, size_t task, int worker)
 {
     peak_run *r = arg;
-    r->sums[worker] = r->k->peak_read(r->memory + task * r->floats_each, r->floats_each);
+    const size_t n = READ_CHUNK / sizeof *r->memory;
+    r->sums[worker] += r->k->peak_read(r->memory + task * n, n);
 }
 
-static double read_peak(const st_kernels *k, st_pool *pool, size_t tasks, const float *memory,
-                        size_t bytes, float *sums)
+/* In bytes per nanosecond. */
+static double read_peak(const st_kernels *k, st_pool *pool, const float *memory, size_t bytes,
+                        float *sums)
 {
     if (!k->peak_read)
         return 0;
-    peak_run r = {.k = k, .memory = memory, .floats_each = bytes / 4 / tasks, .sums = sums};
+    peak_run r = {.k = k, .memory = memory, .sums = sums};
     double best = 0;
     for (int i = 0; i < TRIES; i++) {
         uint64_t start = st_now_ns();
-        st_pool_run(pool, tasks, read_task, &r);
+        st_pool_run(pool, bytes / READ_CHUNK, read_task, &r);
         double rate = (double)bytes / (double)(st_now_ns() - start);
         best = rate > best ? rate : best;
     }
@@ -74,8 +75,7 @@ st_status st_peaks_measure(const st_kernels *k, st_pool *pool, bool quick, st_pe
 {
     size_t threads = (size_t)st_pool_threads(pool);
     /* Well beyond any cache that one socket's share of memory has. */
-    size_t bytes = ((size_t)(quick ? 128 : 512) << 20) / threads / READ_CHUNK;
-    bytes = bytes * threads * READ_CHUNK;
+    size_t bytes = (size_t)(quick ? 128 : 512) << 20;
     float *memory = aligned_alloc(4096, bytes);
     float *sums = calloc(threads, sizeof *sums);
     if (!memory || !sums) {
@@ -88,8 +88,8 @@ st_status st_peaks_measure(const st_kernels *k, st_pool *pool, bool quick, st_pe
     out->float_all = compute_peak(pool, threads, k->peak_float);
     out->i8_one = compute_peak(NULL, 1, k->peak_i8);
     out->i8_all = compute_peak(pool, threads, k->peak_i8);
-    out->read_one = read_peak(k, NULL, 1, memory, bytes, sums);
-    out->read_all = read_peak(k, pool, threads, memory, bytes, sums);
+    out->read_one = read_peak(k, NULL, memory, bytes, sums);
+    out->read_all = read_peak(k, pool, memory, bytes, sums);
     free(memory);
     free(sums);
     return ST_OK;
