@@ -33,6 +33,12 @@ enum {
 ST_NODISCARD st_status st_tokenizer_encode(const st_tokenizer *t, const char *text, size_t len,
                                            unsigned flags, st_ids *out, st_error *err);
 
+/* The same, but ST_EFULL, with *out as it was, once it is certain that there are more than max_ids:
+ * a text far too long costs little more than reading it. */
+ST_NODISCARD st_status st_tokenizer_encode_limited(const st_tokenizer *t, const char *text,
+                                                   size_t len, unsigned flags, size_t max_ids,
+                                                   st_ids *out, st_error *err);
+
 /* Appends the text of ids to *out; ill-formed UTF-8 becomes U+FFFD. Ids outside the vocabulary:
  * ST_EINVAL. */
 ST_NODISCARD st_status st_tokenizer_decode(const st_tokenizer *t, const int32_t *ids, size_t n,

@@ -32,6 +32,8 @@ static st_status write_key(const st_tokenizer *tok, int32_t id, st_buf *out)
 {
     size_t len;
     const char *bytes = bytes_of(tok, id, &len);
+    if (len == 0) /* ids that pad the vocabulary would all be "" */
+        return st_buf_printf(out, "\"token_id:%d\"", id);
     if (st_utf8_valid(bytes, len))
         return st_buf_json_string(out, bytes, len);
     st_status s = st_buf_puts(out, "\"bytes:");

@@ -4,6 +4,8 @@
 
 #include "api/api_request.h"
 
+enum { COUNTED_CONTEXTS = 4 }; /* up to so many contexts a prompt's exact length is told */
+
 /* Cuts a rendered chat right after the content of its last message, so that the model goes on
  * with that message (what transformers' continue_final_message does). */
 static st_status cut_after_final_message(const json_t *chat, st_buf *text, st_api_error *err)
@@ -52,13 +54,23 @@ static st_status render(const st_api_parsed *req, const st_chat_template *tmpl, 
     return st_api_fail(err, 400, "messages", "chat_template_error", "chat template: %s", why.text);
 }
 
-static st_status encode(const st_api_parsed *req, const st_tokenizer *tok, const char *text,
-                        size_t len, st_ids *out, st_api_error *err)
+/* Prompts for the model that are far too long are not tokenized to their end. */
+static st_status encode(const st_api_parsed *req, const st_api_context *ctx,
+                        const st_tokenizer *tok, const char *text, size_t len, st_ids *out,
+                        st_api_error *err)
 {
     st_error why;
+    const char *param = req->pub.chat ? "messages" : "prompt";
     unsigned flags = req->pub.add_special_tokens ? ST_ENCODE_ADD_SPECIAL : 0;
-    st_status s = st_tokenizer_encode(tok, text, len, flags, out, &why);
-    return s ? st_api_fail_from(err, req->pub.chat ? "messages" : "prompt", &why) : ST_OK;
+    bool limited = req->pub.kind & (ST_API_COMPLETION | ST_API_CHAT);
+    size_t most = limited ? (size_t)ctx->max_model_len * COUNTED_CONTEXTS : SIZE_MAX;
+    st_status s = st_tokenizer_encode_limited(tok, text, len, flags, most, out, &why);
+    if (s == ST_EFULL)
+        return st_api_fail(err, 400, param, "context_length_exceeded",
+                           "the prompt has more than %zu tokens: this model's context is %d "
+                           "tokens, prompt and answer together",
+                           most, ctx->max_model_len);
+    return s ? st_api_fail_from(err, param, &why) : ST_OK;
 }
 
 static st_status check_length(const st_api_request *r, const st_api_context *ctx, size_t n,
@@ -91,9 +103,9 @@ st_status st_api_prompt_ids(const st_api_request *r, size_t i, const st_api_cont
     if (r->chat) {
         s = render(req, tmpl, now, &text, err);
         if (!s)
-            s = encode(req, tok, text.data ? text.data : "", text.len, out, err);
+            s = encode(req, ctx, tok, text.data ? text.data : "", text.len, out, err);
     } else if (r->prompts[i].text) {
-        s = encode(req, tok, r->prompts[i].text, r->prompts[i].len, out, err);
+        s = encode(req, ctx, tok, r->prompts[i].text, r->prompts[i].len, out, err);
     } else {
         s = st_ids_append(out, r->prompts[i].ids, r->prompts[i].n_ids);
         if (s)

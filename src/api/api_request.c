@@ -206,7 +206,8 @@ static st_status check_together(st_api_parser *p)
         return st_api_fail(p->err, 400, "best_of", NULL,
                            "best_of is %d: more candidates than n (%d) are not supported",
                            p->best_of, r->n);
-    if (p->top_logprobs >= 0 && !p->logprobs_wanted)
+    /* Typed clients send top_logprobs: 0 also with logprobs: false. */
+    if (p->top_logprobs > 0 && !p->logprobs_wanted)
         return st_api_fail(p->err, 400, "top_logprobs", NULL,
                            "top_logprobs is %d: expected logprobs to be true with it",
                            p->top_logprobs);

@@ -1,5 +1,7 @@
 /* `starling inspect`: prints what was understood of a checkpoint. */
+#include <errno.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "cli/commands.h"
 #include "cli/options.h"
@@ -35,6 +37,8 @@ int st_cmd_inspect(int argc, char **argv)
     } else {
         bool written = fwrite(text.data, 1, text.len, stdout) == text.len && fflush(stdout) == 0;
         code = written ? ST_EXIT_OK : ST_EXIT_FAILED;
+        if (!written)
+            fprintf(stderr, "starling inspect: standard output: %s\n", strerror(errno));
     }
     st_buf_free(&text);
     return code;

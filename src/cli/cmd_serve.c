@@ -1,4 +1,5 @@
 /* `starling serve`: the HTTP server. */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -145,10 +146,15 @@ static st_status split(const st_opt_list *list, const char *more, char **copy, s
 /* The last part of the folder's path; the built-in model has a name of its own. */
 static void default_name(const char *arg, char *out, size_t cap)
 {
+    char whole[PATH_MAX];
     if (!arg) {
         snprintf(out, cap, "lexicon");
         return;
     }
+    /* "." and ".." are no names, and a folder that is missing is not our complaint to make. */
+    size_t len = strlen(arg);
+    if (len && arg[len - 1] == '.' && realpath(arg, whole))
+        arg = whole;
     size_t n = strlen(arg);
     while (n > 1 && arg[n - 1] == '/')
         n--;

@@ -128,10 +128,12 @@ static int run_args(const st_tokenizer *t, const options *o, const char **args, 
         if (!s)
             s = put_ids(&ids, " ", &out);
     }
+    if (!s)
+        s = st_buf_putc(&out, '\n');
+    if (!s && (fwrite(out.data, 1, out.len, stdout) != out.len || fflush(stdout)))
+        s = st_fail(&err, ST_EIO, "standard output: %s", strerror(errno));
     if (s)
         fprintf(stderr, "starling tokenize: %s\n", err.status ? err.text : st_status_name(s));
-    else
-        printf("%s\n", out.data ? out.data : "");
     st_ids_free(&ids);
     st_buf_free(&out);
     return s ? ST_EXIT_FAILED : ST_EXIT_OK;

@@ -57,12 +57,14 @@ static st_status load_template(const st_loading *how, st_chat_template **out, st
     st_status s = ST_OK;
     while (!s && (n = fread(block, 1, sizeof block, f)) > 0)
         s = st_buf_append(&text, block, n);
+    if (ferror(f)) /* a folder, for one: without this it would be an empty template */
+        s = st_fail(err, ST_EIO, "--chat-template %s: %s", how->chat_template, strerror(errno));
+    else if (s)
+        st_fail(err, s, "%s: memory is short", how->chat_template);
     fclose(f);
     if (!s)
         s = st_chat_template_parse(how->chat_template, text.data ? text.data : "", text.len, out,
                                    err);
-    else
-        s = st_fail(err, s, "%s: memory is short", how->chat_template);
     st_buf_free(&text);
     return s;
 }

@@ -200,6 +200,10 @@ int st_model_dir(const char *arg, char *out, size_t cap)
     static const char *const beside[] = {"../models/lexicon/int8",
                                          "../share/starling/models/lexicon/int8"};
     const char *env = getenv("STARLING_LEXICON");
+    if (arg && !*arg) { /* a script's variable that was never set */
+        fprintf(stderr, "starling: MODEL is empty: expected a checkpoint folder\n");
+        return 1;
+    }
     if (arg || env) {
         snprintf(out, cap, "%s", arg ? arg : env);
         return 0;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/clock.h"
+#include "base/human.h"
 #include "base/log.h"
 #include "base/memory.h"
 #include "engine/engine_impl.h"
@@ -210,6 +211,22 @@ static st_status count_blocks(const st_engine *e, const st_engine_options *o, in
     return ST_OK;
 }
 
+/* Pages of the store are taken when they are first written: what cannot fit must be refused now,
+ * or the process is killed when the cache fills up. */
+static st_status check_memory(const st_engine *e, int32_t n_blocks, int32_t row, st_error *err)
+{
+    size_t need, available = st_memory_available();
+    if (st_kv_store_bytes(e->config->n_layers, n_blocks, e->limits.block_size, e->kv_dtype, row,
+                          &need) == ST_OK &&
+        need <= available)
+        return ST_OK;
+    return st_fail(
+        err, ST_ENOMEM,
+        "%d KV blocks of %d tokens need more memory than the %s that are available: "
+        "expected a smaller kv_cache_memory or num_kv_blocks, or a shorter max_model_len",
+        n_blocks, e->limits.block_size, st_human_bytes(available).s);
+}
+
 static st_status make_kv(st_engine *e, const st_engine_options *o, st_error *err)
 {
     int32_t n_blocks = 0, row = st_model_kv_row_elems(e->model);
@@ -224,6 +241,8 @@ static st_status make_kv(st_engine *e, const st_engine_options *o, st_error *err
     }
     if (e->max_model_len < 2)
         return st_fail(err, ST_EINVAL, "max_model_len: %d: expected at least 2", e->max_model_len);
+    if ((st = check_memory(e, n_blocks, row, err)) != ST_OK)
+        return st;
     st = st_kv_store_new(e->config->n_layers, n_blocks, e->limits.block_size, e->kv_dtype, row,
                          &e->kv, err);
     if (st != ST_OK)

@@ -17,6 +17,8 @@
 #include "base/log.h"
 #include "server/server_state.h"
 
+enum { LARGE_BODY = 1024 * 1024 }; /* bytes: tokenizing them takes up to half a second */
+
 typedef struct job_choice {
     st_job *job;
     size_t index;
@@ -420,6 +422,7 @@ void st_job_start(st_server *s, st_http_exchange *x, st_api_kind kind)
     j->kind = kind;
     j->x = x;
     j->body = st_http_take_body(x);
+    j->work.large = j->body.len > LARGE_BODY;
     j->received_ns = st_now_ns();
     j->reply_id = random[0];
     j->seed = random[1];

@@ -29,6 +29,7 @@ struct st_bpe {
     bool byte_level, byte_fallback, ignore_merges, fuse_unk;
     int32_t unk;       /* -1: unknown characters are dropped */
     int32_t unit[256]; /* byte-level: the token of one byte; else the <0xNN> token. -1: none */
+    size_t longest;    /* no token stands for more bytes; SIZE_MAX: bytes may be dropped or fused */
 };
 
 typedef struct st_bpe_cached {
@@ -186,6 +187,23 @@ static st_status load_options(st_bpe *b, const json_t *model, st_error *err)
     return ST_OK;
 }
 
+/* A token's spelling in the byte-level alphabet has at least one byte for each of its bytes. */
+static void find_longest(st_bpe *b)
+{
+    b->longest = 1;
+    for (int32_t i = 0; i < b->vocab->size; i++)
+        if (b->vocab->tokens[i].text && b->vocab->tokens[i].text_len > b->longest)
+            b->longest = b->vocab->tokens[i].text_len;
+    for (int i = 0; i < 256; i++)
+        if (!b->byte_level || b->unit[i] < 0)
+            b->longest = SIZE_MAX;
+}
+
+size_t st_bpe_fewest_ids(const st_bpe *b, size_t len)
+{
+    return len / b->longest + (len % b->longest != 0);
+}
+
 st_status st_bpe_new(const json_t *model, const st_vocab *vocab, bool byte_level, st_bpe **out,
                      st_error *err)
 {
@@ -206,6 +224,7 @@ st_status st_bpe_new(const json_t *model, const st_vocab *vocab, bool byte_level
         return s;
     }
     load_units(b);
+    find_longest(b);
     *out = b;
     return ST_OK;
 }

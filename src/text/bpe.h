@@ -21,6 +21,9 @@ ST_NODISCARD st_status st_bpe_new(const json_t *model, const st_vocab *vocab, bo
                                   st_bpe **out, st_error *err);
 void st_bpe_free(st_bpe *b); /* NULL is fine */
 
+/* The fewest ids that a word of len bytes can become: a bound that costs nothing. */
+size_t st_bpe_fewest_ids(const st_bpe *b, size_t len);
+
 /* What one call of encode keeps between words: a cache of words seen, and work memory.
  * Zero-initialise; release with st_bpe_scratch_free. */
 typedef struct st_bpe_scratch {

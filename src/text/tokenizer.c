@@ -15,8 +15,14 @@ typedef struct encoder {
     st_pretokenizer_scratch words;
     st_bpe_scratch bpe;
     st_ids *out;
+    size_t max_len; /* of out */
     st_error *err;
 } encoder;
+
+static st_status too_many(encoder *e)
+{
+    return st_fail(e->err, ST_EFULL, "the text has more tokens than are wanted");
+}
 
 /* A stretch without added tokens, already normalized: words, then ids. */
 static st_status encode_plain(encoder *e, size_t off, size_t len)
@@ -26,6 +32,9 @@ static st_status encode_plain(encoder *e, size_t off, size_t len)
     st_status s = st_pretokenizer_run(e->t->pretokenizer, &e->words, &e->text, off, len, e->err);
     for (size_t i = 0; i < e->words.words.len && !s; i++) {
         st_span w = e->words.words.data[i];
+        size_t room = e->max_len > e->out->len ? e->max_len - e->out->len : 0;
+        if (st_bpe_fewest_ids(e->t->bpe, w.len) > room)
+            return too_many(e);
         s = st_bpe_encode(e->t->bpe, &e->bpe, &e->text, w.off, w.len, e->out, e->err);
     }
     return s;
@@ -78,9 +87,16 @@ static st_status encode_text(encoder *e, const char *text, size_t len, bool find
 st_status st_tokenizer_encode(const st_tokenizer *t, const char *text, size_t len, unsigned flags,
                               st_ids *out, st_error *err)
 {
-    encoder e = {.t = t, .out = out, .err = err};
+    return st_tokenizer_encode_limited(t, text, len, flags, SIZE_MAX, out, err);
+}
+
+st_status st_tokenizer_encode_limited(const st_tokenizer *t, const char *text, size_t len,
+                                      unsigned flags, size_t max_ids, st_ids *out, st_error *err)
+{
     st_buf clean = ST_BUF_INIT;
     size_t before = out->len;
+    encoder e = {.t = t, .out = out, .err = err};
+    e.max_len = max_ids < SIZE_MAX - before ? before + max_ids : SIZE_MAX;
     bool special = flags & ST_ENCODE_ADD_SPECIAL;
     st_status s = ST_OK;
     if (!st_utf8_valid(text, len)) {
@@ -101,6 +117,8 @@ st_status st_tokenizer_encode(const st_tokenizer *t, const char *text, size_t le
         s = encode_text(&e, text, len, !(flags & ST_ENCODE_PLAIN_SPECIAL));
     if (!s && special && st_ids_append(out, t->suffix.data, t->suffix.len))
         s = no_memory(&e, ST_ENOMEM);
+    if (!s && out->len > e.max_len)
+        s = too_many(&e);
     if (s)
         out->len = before;
     st_buf_free(&clean);

@@ -1,8 +1,10 @@
 """Bad input, bad clients: each gets a clear error, the server stays up, others are unharmed."""
 import json
 import os
+import random
 import signal
 import socket
+import string
 import subprocess
 import tempfile
 import threading
@@ -322,6 +324,28 @@ class Limits(unittest.TestCase):
             for s in open_sockets:
                 s.close()
             wait_for(server.idle)
+
+    def test_large_prompts_do_not_hold_up_others(self):
+        """Texts that take seconds to tokenize, from clients that do not even wait for it."""
+        words = "".join(random.Random(1).choices(string.ascii_lowercase, k=1 << 20)) * 12
+        prompt = json.dumps({"prompt": words}).encode()
+        with Server() as server:
+            status, body = server.json("POST", V1_COMP, prompt)
+            self.assertEqual((status, body["error"]["code"]), (400, "context_length_exceeded"))
+            self.assertIn("more than 8192 tokens", body["error"]["message"])
+            sockets = [server.connect() for _ in range(4)]
+            for s in sockets:
+                s.sendall(b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+                          % len(prompt) + prompt)
+            for s in sockets[2:]:
+                s.close()
+            self.assertEqual(server.json("POST", V1_CHAT, {**CHAT, "max_tokens": 2})[0], 200)
+            # Their answers are not there yet: the short request did not wait for the long ones.
+            sockets[1].setblocking(False)
+            with self.assertRaises(BlockingIOError):
+                sockets[1].recv(1)
+            for s in sockets[:2]:
+                s.close()
 
     def test_slow_reader_is_cut(self):
         # Logprobs make an answer of megabytes that this client does not read.

@@ -127,6 +127,17 @@ static void prompts_of_every_shape(void **state)
 
 #define MSG "\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]"
 
+/* Typed clients spell every field out. */
+static void values_that_mean_none_are_accepted(void **state)
+{
+    (void)state;
+    st_api_request *r = accepted(ST_API_CHAT, "{" MSG ",\"logprobs\":false,\"top_logprobs\":0,"
+                                              "\"stop\":[],\"logit_bias\":{},\"max_tokens\":null}");
+    assert_int_equal(r->sampling.logprobs, -1);
+    assert_int_equal(r->n_stops + (size_t)r->sampling.n_logit_bias, 0);
+    st_api_request_free(r);
+}
+
 static void bad_requests_are_named(void **state)
 {
     (void)state;
@@ -246,6 +257,33 @@ static void errors_have_openais_shape(void **state)
     st_buf_free(&b);
 }
 
+/* A model's vocabulary may be larger than its tokenizer's: such ids have no text, but two of them
+ * must not become the same key of one object. */
+static void ids_without_text_keep_their_own_keys(void **state)
+{
+    (void)state;
+    st_tokenizer *tok;
+    st_api_reply *a;
+    st_buf out = ST_BUF_INIT;
+    bool done = false;
+    const int32_t prompt[] = {64};
+    const st_logprob top[] = {{5000, -1}, {5001, -2}, {64, -3}};
+    st_api_request *r = accepted(ST_API_COMPLETION, "{\"prompt\":\"a\",\"logprobs\":3}");
+    assert_int_equal(st_tokenizer_load(ST_SOURCE_ROOT "/models/lexicon/int8", &tok, NULL), ST_OK);
+    assert_int_equal(st_api_reply_new(r, tok, 1, 1, &a), ST_OK);
+    assert_int_equal(st_api_reply_prompt(a, 0, prompt, 1), ST_OK);
+    st_token_event ev = {
+        .token = 5000, .finish = ST_FINISH_LENGTH, .logprob = -1, .top = top, .n_top = 3};
+    assert_int_equal(st_api_reply_event(a, 0, &ev, &done), ST_OK);
+    assert_true(done);
+    assert_int_equal(st_api_reply_end(a, &out), ST_OK);
+    assert_non_null(strstr(out.data, "{\"token_id:5000\":-1,\"token_id:5001\":-2,\"a\":-3}"));
+    st_buf_free(&out);
+    st_api_reply_free(a);
+    st_tokenizer_free(tok);
+    st_api_request_free(r);
+}
+
 static void generation_config_gives_defaults(void **state)
 {
     (void)state;
@@ -287,11 +325,13 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(defaults_are_openais),
         cmocka_unit_test(every_sampling_field_arrives),
+        cmocka_unit_test(values_that_mean_none_are_accepted),
         cmocka_unit_test(prompts_of_every_shape),
         cmocka_unit_test(bad_requests_are_named),
         cmocka_unit_test(nesting_is_limited),
         cmocka_unit_test(messages_become_template_variables),
         cmocka_unit_test(errors_have_openais_shape),
+        cmocka_unit_test(ids_without_text_keep_their_own_keys),
         cmocka_unit_test(generation_config_gives_defaults),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -91,6 +91,31 @@ static void lexicon_golden_ids(void **state)
     json_decref(prompts);
 }
 
+static void limited_encoding_gives_all_or_nothing(void **state)
+{
+    (void)state;
+    static const char text[] = "What does river mean?"; /* 5 ids */
+    st_ids ids = ST_IDS_INIT;
+    assert_int_equal(st_ids_push(&ids, 7), ST_OK);
+    for (size_t most = 0; most < 8; most++) {
+        ids.len = 1;
+        st_status s =
+            st_tokenizer_encode_limited(lexicon, text, sizeof text - 1, 0, most, &ids, NULL);
+        assert_int_equal(s, most < 5 ? ST_EFULL : ST_OK);
+        assert_int_equal(ids.len, most < 5 ? 1 : 6);
+        assert_int_equal(ids.data[0], 7);
+    }
+    /* One long word: refused without work that grows with its length. */
+    size_t n = 1 << 20;
+    char *word = malloc(n);
+    assert_non_null(word);
+    for (size_t i = 0; i < n; i++)
+        word[i] = (char)('a' + i * i % 26);
+    assert_int_equal(st_tokenizer_encode_limited(lexicon, word, n, 0, 1000, &ids, NULL), ST_EFULL);
+    free(word);
+    st_ids_free(&ids);
+}
+
 static void lexicon_special_tokens(void **state)
 {
     (void)state;
@@ -658,6 +683,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(lexicon_golden_ids),
+        cmocka_unit_test(limited_encoding_gives_all_or_nothing),
         cmocka_unit_test(lexicon_special_tokens),
         cmocka_unit_test(ill_formed_text_becomes_replacement_characters),
         cmocka_unit_test(ids_out_of_the_vocabulary_are_refused),
