@@ -93,7 +93,7 @@ static st_status bench_product(st_bench *b, const char *kind, int m, int n, int 
     st_matrix w = {dtype, n, k, data, scale, sums};
     p.job.w = &w;
     p.job.a = (st_act){x, (size_t)k, q, x_scale, m, k};
-    st_op_quantize(p.ops, &p.job.a);
+    b->k->quantize_rows(q, (size_t)k, x_scale, x, (size_t)k, m, k);
     status = add_product(b, kind, m, n, k, dtype, time_call(b, run_product, &p));
 done:
     st_ops_free(p.ops);

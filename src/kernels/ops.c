@@ -19,7 +19,6 @@ enum {
     /* Rows of x for which reading the weights still costs more than the arithmetic. */
     MATMUL_FREE_ROWS = 4,
     MATMUL_COLUMNS = 16, /* blocks start at multiples of this */
-    ELEMENTS_PER_TASK = 16 << 10
 };
 
 /* Holds the parts of a 60,000-token context with 128 heads of 512. Memory that no context needs is
@@ -32,7 +31,7 @@ const char *st_op_kind_name(st_op_kind kind)
         [ST_OP_MATMUL_F] = "matmul (float)", [ST_OP_MATMUL_I8] = "matmul (int8)",
         [ST_OP_ATTENTION] = "attention",     [ST_OP_NORM] = "norm",
         [ST_OP_QUANTIZE] = "quantize",       [ST_OP_ELEMENTWISE] = "elementwise",
-        [ST_OP_KV_WRITE] = "kv write",       [ST_OP_ROUTER] = "router",
+        [ST_OP_ROUTER] = "router",
     };
     return (unsigned)kind < ST_OP_KIND_COUNT ? names[kind] : "unknown";
 }
@@ -187,145 +186,4 @@ void st_op_matmul(st_ops *ops, const st_matmul_job *jobs, int n_jobs)
     if (n_jobs > 0)
         ops->ns[jobs[0].w->dtype == ST_I8 ? ST_OP_MATMUL_I8 : ST_OP_MATMUL_F] +=
             st_now_ns() - start;
-}
-
-/* ---- operators on rows ---- */
-
-typedef struct row_run {
-    const st_kernels *k;
-    float *y;
-    size_t ldy;
-    const float *x, *weight, *up;
-    size_t ldx, n;
-    int m, d, rows_per_task;
-    float eps;
-    const st_act *act;
-    const st_kv_layer *kv;
-    const int64_t *slots;
-} row_run;
-
-/* Rows [*i0, *i1) of a task. */
-static void task_rows(const row_run *r, size_t task, int *i0, int *i1)
-{
-    *i0 = (int)task * r->rows_per_task;
-    *i1 = r->m - *i0 < r->rows_per_task ? r->m : *i0 + r->rows_per_task;
-}
-
-static void run_rows(st_ops *ops, row_run *r, st_op_kind kind, st_task_fn *fn)
-{
-    if (r->m <= 0 || r->d <= 0)
-        return;
-    uint64_t start = st_now_ns();
-    r->k = ops->k;
-    r->rows_per_task = ELEMENTS_PER_TASK / 2 / r->d;
-    if (r->rows_per_task < 1)
-        r->rows_per_task = 1;
-    size_t tasks = ((size_t)r->m + (size_t)r->rows_per_task - 1) / (size_t)r->rows_per_task;
-    st_ops_run(ops, (size_t)r->m * (size_t)r->d <= ELEMENTS_PER_TASK, tasks, fn, r);
-    ops->ns[kind] += st_now_ns() - start;
-}
-
-static void quantize_task(void *arg, size_t task, int worker)
-{
-    const row_run *r = arg;
-    const st_act *a = r->act;
-    int i0, i1;
-    task_rows(r, task, &i0, &i1);
-    r->k->quantize_rows(a->q + (size_t)i0 * (size_t)a->k, (size_t)a->k, a->scale + i0,
-                        a->x + (size_t)i0 * a->ld, a->ld, i1 - i0, a->k);
-}
-
-void st_op_quantize(st_ops *ops, const st_act *a)
-{
-    row_run r = {.act = a, .m = a->m, .d = a->k};
-    run_rows(ops, &r, ST_OP_QUANTIZE, quantize_task);
-}
-
-static void rmsnorm_task(void *arg, size_t task, int worker)
-{
-    const row_run *r = arg;
-    int i0, i1;
-    task_rows(r, task, &i0, &i1);
-    r->k->rmsnorm(r->y + (size_t)i0 * r->ldy, r->ldy, r->x + (size_t)i0 * r->ldx, r->ldx, r->weight,
-                  i1 - i0, r->d, r->eps);
-}
-
-void st_op_rmsnorm(st_ops *ops, float *y, size_t ldy, const float *x, size_t ldx,
-                   const float *weight, int m, int d, float eps)
-{
-    row_run r = {
-        .y = y, .ldy = ldy, .x = x, .ldx = ldx, .weight = weight, .m = m, .d = d, .eps = eps};
-    run_rows(ops, &r, ST_OP_NORM, rmsnorm_task);
-}
-
-static void kv_write_task(void *arg, size_t task, int worker)
-{
-    const row_run *r = arg;
-    const st_kv_layer *kv = r->kv;
-    int i0, i1;
-    task_rows(r, task, &i0, &i1);
-    for (int i = i0; i < i1; i++) {
-        unsigned char *row = kv->base + (size_t)(r->slots[i] / kv->block_size) * kv->block_stride +
-                             (size_t)(r->slots[i] % kv->block_size) * kv->row_stride;
-        const float *src = r->x + (size_t)i * r->ldx;
-        if (kv->dtype == ST_BF16)
-            r->k->to_bf16((uint16_t *)(void *)row, src, r->d);
-        else
-            memcpy(row, src, (size_t)r->d * sizeof *src);
-    }
-}
-
-void st_op_kv_write(st_ops *ops, const st_kv_layer *kv, const int64_t *slots, const float *src,
-                    size_t ld_src, int m, int row_elems)
-{
-    row_run r = {.kv = kv, .slots = slots, .x = src, .ldx = ld_src, .m = m, .d = row_elems};
-    run_rows(ops, &r, ST_OP_KV_WRITE, kv_write_task);
-}
-
-/* ---- elementwise ---- */
-
-/* Elements [*first, *first + *count) of a task. */
-static void task_elements(const row_run *r, size_t task, size_t *first, int *count)
-{
-    *first = task * ELEMENTS_PER_TASK;
-    size_t left = r->n - *first;
-    *count = left < ELEMENTS_PER_TASK ? (int)left : ELEMENTS_PER_TASK;
-}
-
-static void run_elements(st_ops *ops, row_run *r, st_task_fn *fn)
-{
-    uint64_t start = st_now_ns();
-    r->k = ops->k;
-    st_ops_run(ops, false, (r->n + ELEMENTS_PER_TASK - 1) / ELEMENTS_PER_TASK, fn, r);
-    ops->ns[ST_OP_ELEMENTWISE] += st_now_ns() - start;
-}
-
-static void silu_mul_task(void *arg, size_t task, int worker)
-{
-    const row_run *r = arg;
-    size_t first;
-    int count;
-    task_elements(r, task, &first, &count);
-    r->k->silu_mul(r->y + first, r->x + first, r->up + first, count);
-}
-
-void st_op_silu_mul(st_ops *ops, float *y, const float *gate, const float *up, int m, int n)
-{
-    row_run r = {.y = y, .x = gate, .up = up, .n = (size_t)m * (size_t)n};
-    run_elements(ops, &r, silu_mul_task);
-}
-
-static void add_task(void *arg, size_t task, int worker)
-{
-    const row_run *r = arg;
-    size_t first;
-    int count;
-    task_elements(r, task, &first, &count);
-    r->k->add(r->y + first, r->x + first, count);
-}
-
-void st_op_add(st_ops *ops, float *y, const float *x, size_t n)
-{
-    row_run r = {.y = y, .x = x, .n = n};
-    run_elements(ops, &r, add_task);
 }

@@ -21,12 +21,10 @@ st_pool *st_ops_pool(const st_ops *ops);
 typedef struct st_act {
     const float *x; /* [m, k], row stride ld */
     size_t ld;
-    int8_t *q;    /* [m, k], row stride k: filled by st_op_quantize; may be NULL */
+    int8_t *q;    /* [m, k], row stride k, by quantize_rows; may be NULL */
     float *scale; /* [m] */
     int32_t m, k;
 } st_act;
-
-void st_op_quantize(st_ops *ops, const st_act *a); /* fills a->q and a->scale */
 
 /* y[m, w->n] (row stride ldy) = a . W^T (+ bias[n] when not NULL). An I8 weight needs a->q. */
 typedef struct st_matmul_job {
@@ -40,20 +38,10 @@ typedef struct st_matmul_job {
 /* Runs all jobs as one task list (the experts of a layer; q, k and v; gate and up). */
 void st_op_matmul(st_ops *ops, const st_matmul_job *jobs, int n_jobs);
 
-void st_op_rmsnorm(st_ops *ops, float *y, size_t ldy, const float *x, size_t ldx,
-                   const float *weight, int m, int d, float eps);
-void st_op_silu_mul(st_ops *ops, float *y, const float *gate, const float *up, int m, int n);
-void st_op_add(st_ops *ops, float *y, const float *x, size_t n); /* y += x */
-
 /* Attention over a whole batch: tasks over sequences, query groups and head groups.
  * mla selects attention_mla or attention_gqa; layouts as in kernels.h. */
 void st_op_attention(st_ops *ops, bool mla, float *out, const float *q, const st_attn_shape *shape,
                      const st_kv_layer *kv, const st_attn_seq *seqs, int n_seqs);
-
-/* Writes rows of src [m, row_elems] (float) into KV memory, converting to its dtype.
- * slots[i] = block * block_size + row within block. */
-void st_op_kv_write(st_ops *ops, const st_kv_layer *kv, const int64_t *slots, const float *src,
-                    size_t ld_src, int m, int row_elems);
 
 /* Time spent per kind of operator since the last reset, nanoseconds of wall time on the caller:
  * for `starling bench`. */
@@ -64,7 +52,6 @@ typedef enum st_op_kind {
     ST_OP_NORM,
     ST_OP_QUANTIZE,
     ST_OP_ELEMENTWISE,
-    ST_OP_KV_WRITE,
     ST_OP_ROUTER,
     ST_OP_KIND_COUNT
 } st_op_kind;
