@@ -8,7 +8,7 @@
 enum {
     OPS_SLICE = 1024, /* jobs or sequences planned at once */
     /* Rows (query, head) that attention handles together: KV is read once for them. */
-    OPS_ATTN_ROWS = 32
+    OPS_ATTN_ROWS = 64
 };
 
 struct st_ops {

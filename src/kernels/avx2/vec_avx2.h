@@ -17,8 +17,10 @@ enum {
     VL = 8,
     QK_ROWS = 2, /* attention scores: rows by 4 keys */
     PV_ROWS = 4, /* attention values: rows by PV_VECS vectors */
-    PV_VECS = 2
+    PV_VECS = 2,
+    AT_ROWS = 32 /* attention: rows that a tile of keys is widened for */
 };
+#define AT_LANES 0 /* attention with rows in lanes: AVX-512 only */
 
 static inline vf vf_zero(void)
 {

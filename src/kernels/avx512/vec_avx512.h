@@ -16,8 +16,12 @@ enum {
     VL = 16,
     QK_ROWS = 4, /* attention scores: rows by 4 keys */
     PV_ROWS = 4, /* attention values: rows by PV_VECS vectors */
-    PV_VECS = 4
+    PV_VECS = 4,
+    AT_ROWS = 64 /* attention: rows that a tile of keys is widened for */
 };
+
+/* Attention has rows in lanes where at least so many heads share their keys. */
+#define AT_LANES 16
 
 static inline vf vf_zero(void)
 {
@@ -107,6 +111,21 @@ static inline vf vf_round(vf a)
 {
     return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+/* a where the lane's bit of m (0..15) is set, else b. */
+static inline vf vf_where(uint32_t m, vf a, vf b)
+{
+    return _mm512_mask_blend_ps((__mmask16)m, b, a);
+}
+/* a*b + c where the bit is set, else c. */
+static inline vf vf_fma_where(uint32_t m, vf a, vf b, vf c)
+{
+    return _mm512_mask3_fmadd_ps(a, b, c, (__mmask16)m);
+}
+/* Bits of the lanes with a <= b; NaN compares false. */
+static inline uint32_t vf_le(vf a, vf b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ);
+}
 /* p * 2^n for integers n in [-250, 250], 0.5 <= p <= 2; overflow gives infinity, underflow rounds.
  */
 static inline vf vf_scale2(vf p, vf n)
@@ -149,6 +168,34 @@ static inline vf vf_load_twice(const float *p)
 static inline vf vf_fmaddsub(vf a, vf b, vf c)
 {
     return _mm512_fmaddsub_ps(a, b, c);
+}
+
+/* t[i][j] and t[j][i] change places. */
+static inline __attribute__((always_inline)) void vf_transpose(vf t[VL])
+{
+    vf u[VL];
+    for (int i = 0; i < VL; i += 2) {
+        u[i] = _mm512_unpacklo_ps(t[i], t[i + 1]);
+        u[i + 1] = _mm512_unpackhi_ps(t[i], t[i + 1]);
+    }
+    for (int i = 0; i < VL; i += 4) /* t[i + c]: column 4q + c of rows i .. i+3 in quarter q */
+        for (int j = 0; j < 2; j++) {
+            __m512d a = _mm512_castps_pd(u[i + j]), b = _mm512_castps_pd(u[i + j + 2]);
+            t[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+            t[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+        }
+    for (int c = 0; c < 4; c++) {
+        vf ab = _mm512_shuffle_f32x4(t[c], t[c + 4], 0x88);
+        vf cd = _mm512_shuffle_f32x4(t[c + 8], t[c + 12], 0x88);
+        u[c] = _mm512_shuffle_f32x4(ab, cd, 0x88);
+        u[c + 8] = _mm512_shuffle_f32x4(ab, cd, 0xdd);
+        ab = _mm512_shuffle_f32x4(t[c], t[c + 4], 0xdd);
+        cd = _mm512_shuffle_f32x4(t[c + 8], t[c + 12], 0xdd);
+        u[c + 4] = _mm512_shuffle_f32x4(ab, cd, 0x88);
+        u[c + 12] = _mm512_shuffle_f32x4(ab, cd, 0xdd);
+    }
+    for (int i = 0; i < VL; i++)
+        t[i] = u[i];
 }
 
 static inline vi vi_zero(void)
