@@ -66,6 +66,15 @@ static int check(const bench_args *a)
     return ST_EXIT_USAGE;
 }
 
+/* What is wrong with a checkpoint is better known before the machine is measured than after. */
+static st_status look_at_model(const char *dir, st_error *err)
+{
+    st_buf text = ST_BUF_INIT;
+    st_status s = st_model_describe(dir, true, false, &text, err);
+    st_buf_free(&text);
+    return s;
+}
+
 int st_cmd_bench(int argc, char **argv)
 {
     static const st_command cmd = {
@@ -107,7 +116,9 @@ int st_cmd_bench(int argc, char **argv)
     a.model.kv_dtype = strcmp(a.kv_dtype, "f32") == 0 ? ST_F32 : ST_BF16;
     st_bench b = {.quick = a.quick, .rows = {.live = !a.json}};
     st_error err = {0};
-    st_status s = run(&b, &a, &err);
+    st_status s = a.no_model ? ST_OK : look_at_model(dir, &err);
+    if (!s)
+        s = run(&b, &a, &err);
     if (!s && a.json)
         s = st_bench_print_json(&b.rows);
     if (s)

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,6 +37,7 @@ enum {
     PIPELINE_BYTES = 64 * 1024,   /* read ahead while a request is answered */
     READ_BYTES = 256 * 1024,
     EVICT_AFTER_MS = 1000,
+    LEFT_CHECK_MS = 100,
 };
 
 typedef enum conn_state { IDLE, READING, BUSY, FLUSHING, LINGERING } conn_state;
@@ -143,6 +145,7 @@ static void finish(st_http_exchange *x)
     double ms = (double)(st_now_ns() - x->request_ns) / 1e6;
     if (s->opts.on_replied)
         s->opts.on_replied(s->opts.user, x, x->status, ms);
+    bufferevent_enable(x->bev, EV_READ); /* pause_reading */
     if (!x->close_after && !s->draining) {
         become_idle(x);
         if (!x->processing)
@@ -160,6 +163,24 @@ static void linger(st_http_exchange *x)
     bufferevent_setwatermark(x->bev, EV_READ, 0, READ_BYTES);
     bufferevent_enable(x->bev, EV_READ);
     set_timer(x, LINGER_S);
+}
+
+/* Enough is read ahead while a request is answered: reading stops. libevent calls back again and
+ * again while a buffer is at its high watermark, so reading is disabled; then nobody tells that
+ * the client has left, so that is asked for now and then. */
+static void pause_reading(st_http_exchange *x)
+{
+    struct timeval tv = {0, LEFT_CHECK_MS * 1000};
+    if (x->state != BUSY || evbuffer_get_length(bufferevent_get_input(x->bev)) < PIPELINE_BYTES)
+        return;
+    bufferevent_disable(x->bev, EV_READ);
+    event_add(x->timer, &tv);
+}
+
+static bool has_left(const st_http_exchange *x)
+{
+    struct pollfd p = {.fd = bufferevent_getfd(x->bev), .events = POLLRDHUP};
+    return poll(&p, 1, 0) == 1 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR));
 }
 
 static void on_timer(evutil_socket_t fd, short what, void *arg)
@@ -186,7 +207,11 @@ static void on_timer(evutil_socket_t fd, short what, void *arg)
     case LINGERING:
         break;
     case BUSY:
-        return;
+        if (!has_left(x)) {
+            pause_reading(x);
+            return;
+        }
+        break;
     }
     destroy(x);
 }
@@ -222,6 +247,7 @@ static void hand_over(st_http_exchange *x, int status, const char *why)
     x->close_after = status != 0 || !x->parser.keep_alive;
     event_del(x->timer);
     bufferevent_setwatermark(x->bev, EV_READ, 0, PIPELINE_BYTES);
+    pause_reading(x);
     x->server->opts.on_request(x->server->opts.user, x, status, why);
 }
 
@@ -292,6 +318,7 @@ static void on_readable(struct bufferevent *bev, void *arg)
         evbuffer_drain(in, evbuffer_get_length(in));
         return;
     }
+    pause_reading(x);
     process(x);
 }
 

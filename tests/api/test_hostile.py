@@ -196,6 +196,39 @@ class Requests(unittest.TestCase):
         wait_for(self.server.idle, 5, "a client without stream left")
         self.assertEqual(self.server.metric("vllm:request_success_total"), aborted + 4)
 
+    def test_clients_that_leave_with_more_pipelined_than_is_read(self):
+        data = json.dumps({**ENDLESS, "n": 16}).encode()
+        data = (b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+                % (V1_CHAT.encode(), len(data)) + data)
+        for leave in (socket.socket.close, lambda s: s.shutdown(socket.SHUT_WR)):
+            with self.server.connect() as s:
+                s.sendall(data + b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n" * 3000)
+                wait_for(lambda: self.server.metric("vllm:num_requests_running") == 16)
+                started = self.server.metric("vllm:generation_tokens_total")
+                leave(s)
+                wait_for(self.server.idle, 20, "a client left whose bytes were not all read")
+                made = self.server.metric("vllm:generation_tokens_total") - started
+                self.assertLess(made, 16 * 1000)
+
+    def test_pipelined_bytes_wait_without_work(self):
+        """Requests behind one that is being answered must not keep the I/O thread busy."""
+        pid = self.server.process.pid
+
+        def ticks(path):
+            with open(f"/proc/{pid}/{path}") as f:
+                return sum(map(int, f.read().rpartition(")")[2].split()[11:13]))
+
+        data = json.dumps({**ENDLESS, "n": 8}).encode()
+        with self.server.connect() as s:
+            before, all_before = ticks(f"task/{pid}/stat"), ticks("stat")
+            s.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+                      % (V1_CHAT.encode(), len(data)) + data
+                      + b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n" * 3000
+                      + b"GET /version HTTP/1.0\r\n\r\n")
+            self.assertEqual(read_all(s).count(b"HTTP/1.1 200 OK"), 3002)
+            made, all_made = ticks(f"task/{pid}/stat") - before, ticks("stat") - all_before
+            self.assertLess(made, max(20, all_made * 0.2))
+
     def test_tokenize_round_trip(self):
         text = "Größe 你好 \U0001f600 \u0000 end"
         status, t = self.server.json("POST", "/tokenize", {"prompt": text})

@@ -77,7 +77,7 @@ def check_decoded_zero():
 
 def check_folders():
     with tempfile.TemporaryDirectory() as empty:
-        for command in (["run", "-p", "x"], ["inspect"], ["logits", "--tokens", "1", "--out", "x"],
+        for command in (["run", "-p", "x"], ["inspect"], ["bench"], ["logits", "--tokens", "1", "--out", "x"],
                         ["tokenize", "--jsonl"], ["template", "--jsonl"]):
             refused(1, empty, command[0], empty, *command[1:])
         check("nothing was written", os.listdir(empty) == [], os.listdir(empty))
