@@ -1,6 +1,8 @@
 /* `starling run`: chats in the terminal, or answers one prompt. */
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -123,19 +125,46 @@ static json_t *request_fields(const run_args *a)
 /* --- signals ------------------------------------------------------------------------------- */
 
 static volatile sig_atomic_t interrupts;
+/* A byte for each interrupt: one that comes just before the terminal is read must wake that read,
+ * too. */
+static int wake_pipe[2];
 
 static void on_interrupt(int sig)
 {
     (void)sig;
+    int saved = errno;
     interrupts++;
+    (void)!write(wake_pipe[1], "", 1);
+    errno = saved;
+}
+
+/* Waits for a line on the terminal; false: interrupted. */
+static bool wait_for_line(void)
+{
+    struct pollfd fds[] = {{.fd = STDIN_FILENO, .events = POLLIN},
+                           {.fd = wake_pipe[0], .events = POLLIN}};
+    while (!interrupts) {
+        if (poll(fds, 2, -1) < 0)
+            continue; /* a signal: looked at above */
+        if (!fds[1].revents)
+            return true;
+        char stale[64]; /* of interrupts that have been dealt with, unless one is new */
+        while (read(wake_pipe[0], stale, sizeof stale) > 0)
+            ;
+    }
+    return false;
 }
 
 /* Without SA_RESTART: a read from the terminal is to return. */
-static void catch_interrupts(void)
+static bool catch_interrupts(void)
 {
     struct sigaction act = {.sa_handler = on_interrupt};
     sigemptyset(&act.sa_mask);
-    sigaction(SIGINT, &act, NULL);
+    if (pipe2(wake_pipe, O_NONBLOCK | O_CLOEXEC) || sigaction(SIGINT, &act, NULL)) {
+        fprintf(stderr, "starling run: signals: %s\n", strerror(errno));
+        return false;
+    }
+    return true;
 }
 
 /* --- output -------------------------------------------------------------------------------- */
@@ -245,6 +274,8 @@ static bool read_line(st_buf *out, bool tty)
             fputs(some ? "... " : ">>> ", stdout);
             fflush(stdout);
         }
+        if (tty && !wait_for_line())
+            break;
         n = getline(&line, &cap, stdin);
         if (n < 0 || interrupts)
             break;
@@ -327,8 +358,9 @@ static int run(run_args *a)
         if (st_chat_session_new(&l, &opts, &s, &err)) {
             failed(&err);
         } else {
-            catch_interrupts();
-            code = a->prompt ? run_once(s, a->prompt) : chat(&l, s);
+            code = !catch_interrupts() ? ST_EXIT_FAILED
+                   : a->prompt         ? run_once(s, a->prompt)
+                                       : chat(&l, s);
         }
         st_chat_session_free(s);
         st_loaded_free(&l);
