@@ -19,6 +19,25 @@
 #include "starling/model.h"
 #include "starling/status.h"
 
+/* Moving KV blocks to and from other engines. */
+typedef struct st_kv_transfer_options {
+    bool enabled;
+    const char *host;   /* to listen on, numeric: "127.0.0.1", "::", ... */
+    uint16_t port;      /* 0: any free one */
+    int32_t lease_ms;   /* how long a prefilled prompt waits for its decoder; 0: 30,000 */
+    bool fail_on_error; /* a fetch that fails ends the request; else the prompt is computed here */
+} st_kv_transfer_options;
+
+/* Publishing KV events (events/event_publisher.h). */
+typedef struct st_kv_events_options {
+    bool enabled;
+    const char *host;           /* to bind: "*", "127.0.0.1", ... */
+    uint16_t port, replay_port; /* 0: any free one */
+    const char *topic;
+    int32_t buffer_batches; /* 0: 10,000 */
+    bool arrays;            /* the older encoding of events */
+} st_kv_events_options;
+
 typedef struct st_engine_options {
     int32_t max_num_batched_tokens; /* per step; 0: 512; never above the model's limit */
     int32_t max_num_seqs;           /* requests running at once; 0: 256; never above
@@ -33,6 +52,10 @@ typedef struct st_engine_options {
     st_dtype kv_dtype;              /* ST_BF16 or ST_F32 */
     bool disable_prefix_caching;
     int32_t max_waiting; /* queue bound; 0: 8192 */
+
+    /* Prefill and decode apart. */
+    st_kv_transfer_options transfer;
+    st_kv_events_options events;
 } st_engine_options;
 
 typedef struct st_engine st_engine;
@@ -94,6 +117,10 @@ typedef struct st_token_event {
     int32_t prompt_tokens, cached_tokens, generated_tokens;
     uint64_t submitted_ns, scheduled_ns, now_ns; /* monotonic; scheduled: first time in a step */
     uint64_t step;                               /* number of the step that made it, from 1 */
+    /* An offer's last event: the blocks that hold the prompt; they stay until they were fetched or
+     * the lease ends. */
+    const int32_t *offered_blocks;
+    int32_t n_offered_blocks;
     const char *error;
 } st_token_event;
 
@@ -102,12 +129,31 @@ typedef struct st_token_event {
  * and the stats up to date before its final event. */
 typedef void st_token_fn(void *user, const st_token_event *event);
 
+/* A request that shares its prompt's KV with another engine. Ids are transfer/kv_link.h's, as
+ * text. */
+typedef enum st_handover {
+    ST_HANDOVER_NONE,
+    ST_HANDOVER_OFFER, /* after (and while) the prompt is computed its KV is offered under id */
+    ST_HANDOVER_FETCH  /* the prompt's KV is fetched under id from host:port; only its last token
+                          is computed here */
+} st_handover;
+
+typedef struct st_handover_request {
+    st_handover what;
+    char id[33];      /* 32 hexadecimal digits */
+    const char *host; /* FETCH: numeric or a name; copied */
+    uint16_t port;
+    const int32_t *remote_blocks; /* FETCH: those that the offer named, or NULL; copied */
+    int32_t n_remote_blocks;
+} st_handover_request;
+
 typedef struct st_request {
     const int32_t *prompt; /* copied */
     int32_t n_prompt;
-    st_sampling sampling;   /* arrays are copied */
-    const char *cache_salt; /* NULL or "": the shared cache */
-    int32_t priority;       /* lower runs first; ties: first come */
+    st_sampling sampling;         /* arrays are copied */
+    const char *cache_salt;       /* NULL or "": the shared cache */
+    int32_t priority;             /* lower runs first; ties: first come */
+    st_handover_request handover; /* zeroed: none */
     st_token_fn *on_token;
     void *user;
 } st_request;
@@ -139,9 +185,18 @@ typedef struct st_engine_stats {
     uint64_t step_tokens;                            /* of all steps */
     uint64_t iteration_tokens[ST_ITERATION_BUCKETS]; /* steps by their number of tokens */
     size_t kv_cache_bytes;
+    int32_t fetching; /* requests that wait for their KV from another engine */
+    int32_t offered;  /* finished prompts whose blocks wait for a decoder */
+    uint64_t fetches, fetch_failures, offers, offers_expired;
+    uint64_t transfer_bytes_sent, transfer_bytes_received;
 } st_engine_stats;
 
 void st_engine_get_stats(const st_engine *e, st_engine_stats *out); /* thread-safe */
+/* Ports that are open for other machines; 0: not enabled. */
+typedef struct st_engine_ports {
+    uint16_t transfer, events, replay;
+} st_engine_ports;
+st_engine_ports st_engine_get_ports(const st_engine *e);
 int32_t st_engine_max_model_len(const st_engine *e);
 int32_t st_engine_max_num_seqs(const st_engine *e);
 const st_model_config *st_engine_model_config(const st_engine *e);

@@ -1,0 +1,208 @@
+/*
+ * ngx_http_starling_module: an nginx content handler that runs LLM requests
+ * over prefill and decode engines.
+ *
+ *   ngx_http_starling_module.c    directives, phases of nginx, variables
+ *   ngx_http_starling_conf.c      the starling_cluster block
+ *   ngx_http_starling_worker.c    shared memory, life of a worker process,
+ *                                 leadership, KV events, health checks
+ *   ngx_http_starling_request.c   one request through its ten phases
+ *   ngx_http_starling_tokens.c    template and tokenizer, in the thread pool
+ *   ngx_http_starling_leg.c       one HTTP exchange with an engine
+ *   ngx_http_starling_reply.c     an engine's answer on its way to the client
+ *   ngx_http_starling_status.c    /starling/status, /starling/metrics
+ *
+ * nginx style here; everything that needs no nginx lives in src/api (relay.h),
+ * src/cluster, src/route, src/events and src/base.
+ */
+
+#ifndef _NGX_HTTP_STARLING_H_INCLUDED_
+#define _NGX_HTTP_STARLING_H_INCLUDED_
+
+
+#include <ngx_config.h>
+#include <ngx_core.h>
+#include <ngx_http.h>
+#include <ngx_thread_pool.h>
+
+#include "api/relay.h"
+#include "base/http_response.h"
+#include "base/sse_split.h"
+#include "cluster/cluster.h"
+
+
+typedef struct ngx_http_starling_cluster_s  ngx_http_starling_cluster_t;
+typedef struct ngx_http_starling_ctx_s      ngx_http_starling_ctx_t;
+typedef struct ngx_http_starling_leg_s      ngx_http_starling_leg_t;
+
+
+/* configuration */
+
+typedef struct {
+    ngx_str_t                     name;
+    ngx_str_t                     path;       /* tokenizer folder, or empty */
+    ngx_str_t                     upstream;   /* the engines' name of it, or
+                                                 empty: the same */
+    st_tokenizer                 *tok;        /* NULL: text goes to engines */
+    st_chat_template             *tmpl;
+    st_relay_model                relay;
+    int64_t                       max_len;
+} ngx_http_starling_model_t;
+
+
+typedef struct {
+    ngx_str_t                     address;    /* as written: its identity */
+    ngx_addr_t                   *addrs;      /* resolved when configured */
+    ngx_uint_t                    naddrs;
+    ngx_str_t                     host;       /* for Host: */
+    ngx_str_t                     pool;
+    st_engine_kind                kind;
+    uint8_t                       role;       /* st_engine_role */
+    uint16_t                      dp_size;
+    uint64_t                      models;
+    ngx_int_t                     max_requests;
+    int64_t                       max_prefill_tokens;
+    ngx_str_t                     events;     /* "tcp://...", "auto" (ours),
+                                                 or empty: history */
+    ngx_str_t                     replay;
+    ngx_str_t                     api_key;    /* sent to it as a Bearer */
+    in_port_t                     bootstrap_port;  /* SGLang, Mooncake */
+    int32_t                       id;         /* slot in the cluster */
+} ngx_http_starling_engine_t;
+
+
+struct ngx_http_starling_cluster_s {
+    ngx_str_t                     name;
+    ngx_array_t                   models;     /* ngx_http_starling_model_t */
+    ngx_array_t                   engines;    /* ngx_http_starling_engine_t */
+    ngx_shm_zone_t               *zone;
+    size_t                        zone_size;
+    st_cluster                   *shared;
+
+    st_route_policy               policy;
+    st_breaker_policy             breaker;
+    ngx_int_t                     queue_size;
+    ngx_msec_t                    queue_timeout;
+    ngx_uint_t                    retries;
+    ngx_msec_t                    connect_timeout;
+    ngx_msec_t                    first_token_timeout;
+    ngx_msec_t                    read_timeout;      /* between two reads */
+    ngx_msec_t                    send_timeout;
+    ngx_msec_t                    health_interval;
+    ngx_uint_t                    keepalive;         /* idle, per engine */
+    size_t                        max_body_size;
+    size_t                        thread_body_size;  /* longer: thread pool */
+    size_t                        token_cache_size;
+    ngx_thread_pool_t            *thread_pool;
+    ngx_array_t                  *api_keys;          /* ngx_str_t */
+    double                        rate;              /* requests per second */
+    double                        burst;
+
+    /* the worker's */
+    int                           row;
+    int                           wake_fd;
+    ngx_connection_t             *wake;
+    ngx_uint_t                    leader;
+    st_event_feed                *feed;
+    ngx_event_t                   health_timer;
+    ngx_queue_t                  *idle;              /* per engine slot: kept
+                                                        connections */
+};
+
+
+typedef struct {
+    ngx_http_starling_cluster_t  *cluster;    /* of "starling NAME" */
+    ngx_flag_t                    status;     /* "starling_status" */
+    ngx_flag_t                    status_public;
+} ngx_http_starling_loc_conf_t;
+
+
+typedef struct {
+    ngx_array_t                   clusters;   /* ngx_http_starling_cluster_t* */
+} ngx_http_starling_main_conf_t;
+
+
+extern ngx_module_t  ngx_http_starling_module;
+
+
+/* one HTTP exchange with an engine (ngx_http_starling_leg.c) */
+
+typedef enum {
+    NGX_HTTP_STARLING_LEG_OK = 0,
+    NGX_HTTP_STARLING_LEG_CONNECT,   /* refused, unreachable, timed out */
+    NGX_HTTP_STARLING_LEG_SEND,
+    NGX_HTTP_STARLING_LEG_TIMEOUT,   /* no byte for too long */
+    NGX_HTTP_STARLING_LEG_CUT,       /* closed before the end */
+    NGX_HTTP_STARLING_LEG_GARBAGE    /* not HTTP */
+} ngx_http_starling_leg_error_e;
+
+typedef struct {
+    /* the head is complete: leg->response has status and kind */
+    void      (*head)(ngx_http_starling_leg_t *leg);
+    /*
+     * a piece of the body; NGX_AGAIN: taken, but give no more before
+     * ngx_http_starling_leg_resume(); NGX_ERROR: the leg is closed by the
+     * callee or is to be
+     */
+    ngx_int_t (*body)(ngx_http_starling_leg_t *leg, u_char *p, size_t n);
+    /* the end: complete, or an error; the leg is closed after the call */
+    void      (*done)(ngx_http_starling_leg_t *leg,
+                      ngx_http_starling_leg_error_e error);
+} ngx_http_starling_leg_handlers_t;
+
+struct ngx_http_starling_leg_s {
+    ngx_http_starling_cluster_t             *cluster;
+    ngx_http_starling_engine_t              *engine;
+    const ngx_http_starling_leg_handlers_t  *handlers;
+    void                                    *data;
+    ngx_log_t                               *log;
+
+    st_http_response                         response;
+    ngx_peer_connection_t                    peer;
+    st_buf                                   request;  /* head and body */
+    size_t                                   sent;
+    u_char                                  *buffer;   /* fixed size, reused */
+    unsigned                                 reused:1; /* a kept connection: a
+                                                          close before the first
+                                                          byte means: again */
+    unsigned                                 paused:1;
+    unsigned                                 closed:1;
+};
+
+/* method, path, extra header lines ("a: b\r\n...", may be empty), body */
+ngx_int_t ngx_http_starling_leg_start(ngx_http_starling_leg_t *leg,
+    ngx_http_starling_cluster_t *cl, ngx_http_starling_engine_t *engine,
+    const char *method, const char *path, const ngx_str_t *headers,
+    const st_buf *body, ngx_msec_t first_byte_timeout,
+    const ngx_http_starling_leg_handlers_t *handlers, void *data,
+    ngx_log_t *log);
+void ngx_http_starling_leg_resume(ngx_http_starling_leg_t *leg);
+/* no handler is called; the connection is closed unless the answer was whole */
+void ngx_http_starling_leg_close(ngx_http_starling_leg_t *leg);
+
+
+/* a request (ngx_http_starling_request.c) */
+
+ngx_int_t ngx_http_starling_handler(ngx_http_request_t *r);
+/* this worker's requests that were chosen from the queue */
+void ngx_http_starling_woken(ngx_http_starling_cluster_t *cl);
+/* an error in OpenAI's shape; retry_after in seconds, 0: none */
+ngx_int_t ngx_http_starling_error(ngx_http_request_t *r, ngx_uint_t status,
+    const char *code, const char *param, ngx_uint_t retry_after,
+    const char *fmt, ...);
+/* of a request's slot, for variables; NULL before it is received */
+st_request_slot *ngx_http_starling_slot(ngx_http_request_t *r);
+
+
+/* configuration and workers */
+
+char *ngx_http_starling_cluster_block(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+ngx_int_t ngx_http_starling_init_zone(ngx_shm_zone_t *zone, void *data);
+ngx_int_t ngx_http_starling_init_worker(ngx_cycle_t *cycle);
+void ngx_http_starling_exit_worker(ngx_cycle_t *cycle);
+/* /starling/... (ngx_http_starling_status.c) */
+ngx_int_t ngx_http_starling_status_handler(ngx_http_request_t *r);
+
+
+#endif /* _NGX_HTTP_STARLING_H_INCLUDED_ */
