@@ -32,8 +32,18 @@ if [ -n "$missing" ]; then
     fi
     export DEBIAN_FRONTEND=noninteractive
     $as_root apt-get update -qq >&2
+    # Debian starts a web server on port 80 when its nginx is installed: only the program is wanted.
+    case "$missing" in *" nginx"*) no_service=1 ;; *) no_service="" ;; esac
+    if [ "$no_service" ] && [ ! -e /usr/sbin/policy-rc.d ]; then
+        printf '#!/bin/sh\nexit 101\n' | $as_root tee /usr/sbin/policy-rc.d >/dev/null
+        $as_root chmod 755 /usr/sbin/policy-rc.d
+        trap '$as_root rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
     # shellcheck disable=SC2086 # a list of words
     $as_root apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    if [ "$no_service" ] && [ -d /run/systemd/system ]; then
+        $as_root systemctl disable --quiet nginx.service >&2 || true
+    fi
 fi
 
 # npm packages: again only when the lock file changed since they were installed.
