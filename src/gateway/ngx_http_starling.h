@@ -136,16 +136,24 @@ typedef enum {
     NGX_HTTP_STARLING_LEG_GARBAGE    /* not HTTP */
 } ngx_http_starling_leg_error_e;
 
+/*
+ * Called from the event loop, never from within ngx_http_starling_leg_start().
+ * What returns NGX_ERROR has closed the leg (or freed what it lies in): it is
+ * not touched any more.
+ */
 typedef struct {
-    /* the head is complete: leg->response has status and kind */
+    /* the head is complete: leg->response has status and kind; may be NULL;
+       must not close the leg */
     void      (*head)(ngx_http_starling_leg_t *leg);
-    /*
-     * a piece of the body; NGX_AGAIN: taken, but give no more before
-     * ngx_http_starling_leg_resume(); NGX_ERROR: the leg is closed by the
-     * callee or is to be
-     */
+    /* a piece of the body, valid during the call; NGX_AGAIN: as of flush */
     ngx_int_t (*body)(ngx_http_starling_leg_t *leg, u_char *p, size_t n);
-    /* the end: complete, or an error; the leg is closed after the call */
+    /*
+     * all that one read brought was given (unless it brought the end); may be
+     * NULL; NGX_AGAIN: read no more before ngx_http_starling_leg_resume()
+     */
+    ngx_int_t (*flush)(ngx_http_starling_leg_t *leg);
+    /* the end: complete, or an error; the leg is closed before the call and
+       may be started again in it */
     void      (*done)(ngx_http_starling_leg_t *leg,
                       ngx_http_starling_leg_error_e error);
 } ngx_http_starling_leg_handlers_t;
@@ -159,17 +167,30 @@ struct ngx_http_starling_leg_s {
 
     st_http_response                         response;
     ngx_peer_connection_t                    peer;
-    st_buf                                   request;  /* head and body */
-    size_t                                   sent;
-    u_char                                  *buffer;   /* fixed size, reused */
+    st_buf                                   head;     /* of the request */
+    const st_buf                            *body;     /* the caller's, or NULL */
+    size_t                                   sent;     /* of both */
+    ngx_msec_t                               first_byte_timeout;
+    ngx_msec_t                               started;  /* ngx_current_msec */
+    ngx_uint_t                               address;  /* of engine->addrs */
+    ngx_http_starling_leg_error_e            error;
+    unsigned                                 open:1;
+    unsigned                                 connected:1;
     unsigned                                 reused:1; /* a kept connection: a
                                                           close before the first
                                                           byte means: again */
+    unsigned                                 answered:1;   /* a byte came */
+    unsigned                                 head_given:1;
+    unsigned                                 body_given:1;
     unsigned                                 paused:1;
-    unsigned                                 closed:1;
 };
 
-/* method, path, extra header lines ("a: b\r\n...", may be empty), body */
+/*
+ * method, path, extra header lines ("a: b\r\n...", may be empty), body (NULL:
+ * none; must stay until the leg is closed). first_byte_timeout: to the first
+ * byte of the answer's body. NGX_ERROR: leg->error says why, nothing is open,
+ * no handler will be called.
+ */
 ngx_int_t ngx_http_starling_leg_start(ngx_http_starling_leg_t *leg,
     ngx_http_starling_cluster_t *cl, ngx_http_starling_engine_t *engine,
     const char *method, const char *path, const ngx_str_t *headers,
@@ -177,7 +198,10 @@ ngx_int_t ngx_http_starling_leg_start(ngx_http_starling_leg_t *leg,
     const ngx_http_starling_leg_handlers_t *handlers, void *data,
     ngx_log_t *log);
 void ngx_http_starling_leg_resume(ngx_http_starling_leg_t *leg);
-/* no handler is called; the connection is closed unless the answer was whole */
+/*
+ * Ends the exchange; the connection is closed. No handler is called. A leg of
+ * zeroes, or one that is closed already, is fine.
+ */
 void ngx_http_starling_leg_close(ngx_http_starling_leg_t *leg);
 
 
