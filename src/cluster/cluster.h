@@ -101,7 +101,7 @@ typedef struct st_engine_slot {
     _Atomic int64_t kv_tokens;
     _Atomic float kv_usage, prefill_tokens_per_s, decode_ms_per_token;
     _Atomic uint32_t kv_port, bootstrap_port;
-    char engine_id[ST_NAME_MAX]; /* under info_version: even: stable */
+    char engine_id[ST_NAME_MAX], kv_host[ST_NAME_MAX]; /* under info_version: even: stable */
     _Atomic uint32_t info_version;
     _Atomic uint64_t last_ok_ns, last_broken_ns;
     /* counters */

@@ -4,13 +4,17 @@
  *
  *   ngx_http_starling_module.c    directives, phases of nginx, variables
  *   ngx_http_starling_conf.c      the starling_cluster block
+ *   ngx_http_starling_pools.c     its models, pools and engines
+ *   ngx_http_starling_access.c    API keys, rate limits
  *   ngx_http_starling_worker.c    shared memory, life of a worker process,
- *                                 leadership, KV events, health checks
+ *                                 leadership, KV events
+ *   ngx_http_starling_health.c    what engines say of themselves
  *   ngx_http_starling_request.c   one request through its ten phases
  *   ngx_http_starling_tokens.c    template and tokenizer, in the thread pool
  *   ngx_http_starling_leg.c       one HTTP exchange with an engine
  *   ngx_http_starling_reply.c     an engine's answer on its way to the client
- *   ngx_http_starling_status.c    /starling/status, /starling/metrics
+ *   ngx_http_starling_status.c    /starling/status, /starling/health
+ *   ngx_http_starling_metrics.c   /starling/metrics
  *
  * nginx style here; everything that needs no nginx lives in src/api (relay.h),
  * src/cluster, src/route, src/events and src/base.
@@ -45,7 +49,10 @@ typedef struct {
                                                  empty: the same */
     st_tokenizer                 *tok;        /* NULL: text goes to engines */
     st_chat_template             *tmpl;
-    st_relay_model                relay;
+    const char                  **names;      /* NUL-terminated: name, then
+                                                 its aliases */
+    ngx_uint_t                    nnames;
+    st_relay_model                relay;      /* its cache is the worker's */
     int64_t                       max_len;
 } ngx_http_starling_model_t;
 
@@ -67,7 +74,9 @@ typedef struct {
     ngx_str_t                     replay;
     ngx_str_t                     api_key;    /* sent to it as a Bearer */
     in_port_t                     bootstrap_port;  /* SGLang, Mooncake */
-    int32_t                       id;         /* slot in the cluster */
+    int32_t                       block_size; /* until it says another */
+    int32_t                       id;         /* slot in the cluster; -1: its
+                                                 connections are not kept */
 } ngx_http_starling_engine_t;
 
 
@@ -81,6 +90,7 @@ struct ngx_http_starling_cluster_s {
 
     st_route_policy               policy;
     st_breaker_policy             breaker;
+    ngx_int_t                     max_in_flight;
     ngx_int_t                     queue_size;
     ngx_msec_t                    queue_timeout;
     ngx_uint_t                    retries;
@@ -89,6 +99,8 @@ struct ngx_http_starling_cluster_s {
     ngx_msec_t                    read_timeout;      /* between two reads */
     ngx_msec_t                    send_timeout;
     ngx_msec_t                    health_interval;
+    ngx_msec_t                    health_timeout;
+    ngx_uint_t                    health_failures;   /* in a row: down */
     ngx_uint_t                    keepalive;         /* idle, per engine */
     size_t                        max_body_size;
     size_t                        thread_body_size;  /* longer: thread pool */
@@ -98,13 +110,15 @@ struct ngx_http_starling_cluster_s {
     double                        rate;              /* requests per second */
     double                        burst;
 
+    uint64_t                      seen;       /* directives, while parsing */
+
     /* the worker's */
     int                           row;
     int                           wake_fd;
     ngx_connection_t             *wake;
     ngx_uint_t                    leader;
     st_event_feed                *feed;
-    ngx_event_t                   health_timer;
+    struct ngx_http_starling_health_s  *health;  /* per engine: the leader's */
     ngx_queue_t                  *idle;              /* per engine slot: kept
                                                         connections */
 };
@@ -119,6 +133,8 @@ typedef struct {
 
 typedef struct {
     ngx_array_t                   clusters;   /* ngx_http_starling_cluster_t* */
+    ngx_http_starling_cluster_t  *cluster;    /* whose block is read */
+    ngx_http_starling_engine_t   *pool;       /* what its engines begin with */
 } ngx_http_starling_main_conf_t;
 
 
@@ -218,15 +234,95 @@ ngx_int_t ngx_http_starling_error(ngx_http_request_t *r, ngx_uint_t status,
 st_request_slot *ngx_http_starling_slot(ngx_http_request_t *r);
 
 
-/* configuration and workers */
+/* configuration (ngx_http_starling_conf.c, ngx_http_starling_pools.c) */
 
 char *ngx_http_starling_cluster_block(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+char *ngx_http_starling_cluster_directive(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_starling_model_directive(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_starling_pool_block(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_starling_pool_directive(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+char *ngx_http_starling_engine_directive(ngx_conf_t *cf, ngx_command_t *cmd,
+    void *conf);
+ngx_http_starling_cluster_t *ngx_http_starling_find_cluster(
+    ngx_http_starling_main_conf_t *mcf, ngx_str_t *name);
+/* by name or alias; its place in the array is its bit in masks of models */
+ngx_http_starling_model_t *ngx_http_starling_find_model(
+    ngx_http_starling_cluster_t *cl, const char *name, size_t len);
+/* by slot; NULL: it is not configured any more */
+ngx_http_starling_engine_t *ngx_http_starling_find_engine(
+    ngx_http_starling_cluster_t *cl, int32_t id);
+
+typedef struct {
+    const char                   *name;       /* "size" of "size=1024" */
+    enum {
+        NGX_HTTP_STARLING_INT,                /* ngx_int_t */
+        NGX_HTTP_STARLING_INT64,
+        NGX_HTTP_STARLING_FLOAT,              /* double */
+        NGX_HTTP_STARLING_MSEC,               /* ngx_msec_t */
+        NGX_HTTP_STARLING_SIZE,               /* size_t */
+        NGX_HTTP_STARLING_STRING              /* ngx_str_t, not empty */
+    } type;
+    void                         *value;
+    double                        min;
+    double                        max;
+} ngx_http_starling_param_t;
+
+/*
+ * cf->args from the first'th on, each "name=value" of the table, or, when
+ * the table's first name is NULL, one bare value for it; complains and
+ * returns NGX_ERROR
+ */
+ngx_int_t ngx_http_starling_params(ngx_conf_t *cf, ngx_uint_t first,
+    ngx_http_starling_param_t *params, ngx_uint_t n);
+
+
+/* access (ngx_http_starling_access.c) */
+
+/*
+ * NGX_OK or NGX_DECLINED: a key is needed and none, or an unknown one, was
+ * sent; *who is a hash of the key, or of the client's address: whose rate
+ * limit counts
+ */
+ngx_int_t ngx_http_starling_authorize(ngx_http_request_t *r,
+    ngx_http_starling_cluster_t *cl, uint64_t *who);
+/* NGX_OK or NGX_BUSY: not before *retry_after seconds */
+ngx_int_t ngx_http_starling_rate(ngx_http_starling_cluster_t *cl, uint64_t who,
+    ngx_uint_t *retry_after);
+
+
+/* workers (ngx_http_starling_worker.c) */
+
 ngx_int_t ngx_http_starling_init_zone(ngx_shm_zone_t *zone, void *data);
 ngx_int_t ngx_http_starling_init_worker(ngx_cycle_t *cycle);
 void ngx_http_starling_exit_worker(ngx_cycle_t *cycle);
-/* /starling/... (ngx_http_starling_status.c) */
+uint64_t ngx_http_starling_now(void);         /* monotonic, in ns */
+
+/* what an engine's slot says under info_version, copied whole */
+typedef struct {
+    char                          engine_id[ST_NAME_MAX];
+    char                          kv_host[ST_NAME_MAX];
+} ngx_http_starling_engine_info_t;
+
+void ngx_http_starling_get_info(st_engine_slot *slot,
+    ngx_http_starling_engine_info_t *info);
+
+
+/* health checks (ngx_http_starling_health.c) */
+
+void ngx_http_starling_health_start(ngx_http_starling_cluster_t *cl);
+void ngx_http_starling_health_stop(ngx_http_starling_cluster_t *cl);
+
+
+/* /starling/... (ngx_http_starling_status.c, ngx_http_starling_metrics.c) */
+
 ngx_int_t ngx_http_starling_status_handler(ngx_http_request_t *r);
+ngx_int_t ngx_http_starling_metrics(ngx_http_starling_main_conf_t *mcf,
+    st_buf *out);
 
 
 #endif /* _NGX_HTTP_STARLING_H_INCLUDED_ */
