@@ -84,7 +84,8 @@ typedef struct st_api_request {
     st_api_kind kind;
     const char *model; /* one of the context's names */
 
-    st_api_prompt *prompts; /* completions, tokenize, detokenize; a chat has 1, from messages */
+    st_api_prompt *prompts; /* completions, tokenize, detokenize; a chat has 1, from messages or
+                               prompt_token_ids */
     size_t n_prompts;
     json_t *chat; /* the template's variables: messages, tools, add_generation_prompt, ...; NULL
                      when there were no messages */
@@ -100,6 +101,8 @@ typedef struct st_api_request {
     bool echo, stream, include_usage, continuous_usage, return_token_ids, return_token_strs;
     const char *cache_salt; /* or NULL */
     int32_t priority;
+    /* kv_transfer_params. An offer may have no id: whoever submits it draws one. */
+    st_handover_request handover;
 } st_api_request;
 
 /* Parses a body. On failure *out is NULL and *err is what the client gets. */
@@ -148,6 +151,16 @@ const char *st_api_reply_finish_reason(const st_api_reply *a, size_t choice);
 ST_NODISCARD st_status st_api_reply_chunks(st_api_reply *a, size_t choice, st_buf *out);
 /* The end: for a stream the usage event (when asked for) and [DONE]; else the whole object. */
 ST_NODISCARD st_status st_api_reply_end(st_api_reply *a, st_buf *out);
+
+/* Where the KV of an offered prompt can be fetched: the reply's kv_transfer_params. Before
+ * st_api_reply_end; everything is copied. */
+typedef struct st_api_offer {
+    const char *engine_id, *request_id, *host;
+    uint16_t port;
+    const int32_t *blocks;
+    int32_t n_blocks, n_tokens;
+} st_api_offer;
+ST_NODISCARD st_status st_api_reply_offer(st_api_reply *a, const st_api_offer *o);
 /* An error within a stream: its event and [DONE]. */
 ST_NODISCARD st_status st_api_error_event(const st_api_error *e, st_buf *out);
 

@@ -32,6 +32,10 @@ typedef struct st_server_options {
     int drain_timeout_s;
     int work_threads;
     st_api_defaults defaults; /* for fields that requests leave out */
+    /* What GET /starling/engine tells gateways beside the engine's own ports. */
+    const char *role;             /* "both", "prefill" or "decode" */
+    const char *kv_transfer_host; /* where other engines reach this one's KV */
+    const char *events_topic;
 } st_server_options;
 
 void st_server_options_default(st_server_options *o);

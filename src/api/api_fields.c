@@ -97,6 +97,20 @@ st_status st_api_field_prompt(st_api_parser *p, const char *key, json_t *v)
     return ST_OK;
 }
 
+/* A chat that was rendered and tokenized by the caller. */
+st_status st_api_field_prompt_ids(st_api_parser *p, const char *key, json_t *v)
+{
+    st_api_request *r = &p->req->pub;
+    if (!json_is_array(v) || json_array_size(v) == 0)
+        return st_api_bad_value(p, key, v, "a non-empty list of token ids");
+    r->prompts = st_arena_alloc(p->req->arena, sizeof *r->prompts);
+    if (!r->prompts)
+        return no_memory(p);
+    r->prompts[0] = (st_api_prompt){.text = NULL};
+    r->n_prompts = 1;
+    return st_api_parse_ids(p, key, key, v, &r->prompts[0].ids, &r->prompts[0].n_ids);
+}
+
 st_status st_api_field_messages(st_api_parser *p, const char *key, json_t *v)
 {
     if (!json_is_array(v) || json_array_size(v) == 0)

@@ -28,5 +28,10 @@ st_api_field_fn st_api_field_stop_ids;
 st_api_field_fn st_api_field_stream_options;
 st_api_field_fn st_api_field_response_format;
 st_api_field_fn st_api_field_refused;
+st_api_field_fn st_api_field_prompt_ids;  /* a chat's */
+st_api_field_fn st_api_field_kv_transfer; /* api_handover.c */
+
+/* What kv_transfer_params and other fields must agree on (api_handover.c). */
+ST_NODISCARD st_status st_api_check_handover(st_api_parser *p);
 
 #endif

@@ -220,6 +220,8 @@ st_status st_api_reply_end(st_api_reply *a, st_buf *out)
         s = st_api_write_usage(&u, out);
     if (!s)
         s = write_top_ids(a, true, out);
+    if (!s)
+        s = st_buf_append(out, a->offer.data, a->offer.len);
     return s ? s : st_buf_putc(out, '}');
 }
 

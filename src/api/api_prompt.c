@@ -76,7 +76,9 @@ static st_status encode(const st_api_parsed *req, const st_api_context *ctx,
 static st_status check_length(const st_api_request *r, const st_api_context *ctx, size_t n,
                               st_api_error *err)
 {
-    const char *param = r->chat ? "messages" : "prompt";
+    const char *param = r->chat                  ? "messages"
+                        : r->kind == ST_API_CHAT ? "prompt_token_ids"
+                                                 : "prompt";
     if (!(r->kind & (ST_API_COMPLETION | ST_API_CHAT)))
         return ST_OK;
     if (n == 0)

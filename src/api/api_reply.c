@@ -67,6 +67,7 @@ void st_api_reply_free(st_api_reply *a)
     }
     free(a->choices);
     free(a->prompts);
+    st_buf_free(&a->offer);
     st_buf_free(&a->head);
     free(a);
 }

@@ -39,7 +39,8 @@ struct st_api_reply {
     const st_api_request *r;
     const st_tokenizer *tok;
     char id[40];
-    st_buf head; /* {"id":...,"object":...,"created":...,"model":... */
+    st_buf offer; /* ,"kv_transfer_params":{...}, or empty */
+    st_buf head;  /* {"id":...,"object":...,"created":...,"model":... */
     st_api_answered_prompt *prompts;
     st_api_choice *choices;
     size_t n_choices, n_done;

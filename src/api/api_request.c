@@ -45,6 +45,7 @@ static const field fields[] = {
     {"model", GEN | TOKZ | DETK, CUSTOM, 0, 0, 0, st_api_field_model},
     {"prompt", COMP | TOKZ, CUSTOM, 0, 0, 0, st_api_field_prompt},
     {"tokens", DETK, CUSTOM, 0, 0, 0, st_api_field_prompt},
+    {"prompt_token_ids", CHAT, CUSTOM, 0, 0, 0, st_api_field_prompt_ids},
     {"messages", CHAT | TOKZ, CUSTOM, 0, 0, 0, st_api_field_messages},
     {"tools", CHAT | TOKZ, CUSTOM, 0, 0, 0, st_api_field_tools},
     {"documents", CHAT, CUSTOM, 0, 0, 0, st_api_field_tools},
@@ -85,6 +86,7 @@ static const field fields[] = {
     {"return_token_ids", GEN, BOOL, AT(return_token_ids), 0, 0, NULL},
     {"cache_salt", GEN, STRING, AT(cache_salt), 0, 0, NULL},
     {"priority", GEN, INT, AT(priority), -2147483648.0, INT_MAX32, NULL},
+    {"kv_transfer_params", GEN, CUSTOM, 0, 0, 0, st_api_field_kv_transfer},
     {"response_format", GEN, CUSTOM, 0, 0, 0, st_api_field_response_format},
 
     REFUSED("suffix"), REFUSED("use_beam_search"), REFUSED("prompt_logprobs"),
@@ -224,15 +226,16 @@ static st_status check_together(st_api_parser *p)
         return st_api_fail(p->err, 400, p->kind == ST_API_COMPLETION ? "prompt" : "n", NULL,
                            "%zu prompts with n = %d: expected at most %d choices in all",
                            r->n_prompts, r->n, ST_API_MAX_CHOICES);
-    return ST_OK;
+    return st_api_check_handover(p);
 }
 
 static st_status check_present(st_api_parser *p)
 {
     st_api_request *r = &p->req->pub;
+    const char *ids = p->kind == ST_API_CHAT ? "prompt_token_ids" : "prompt";
     if (p->messages)
-        return r->n_prompts ? st_api_fail(p->err, 400, "prompt", NULL,
-                                          "prompt and messages: expected only one of them")
+        return r->n_prompts ? st_api_fail(p->err, 400, ids, NULL,
+                                          "%s and messages: expected only one of them", ids)
                             : st_api_build_chat(p);
     if (r->n_prompts)
         return ST_OK;

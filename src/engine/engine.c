@@ -357,6 +357,11 @@ static st_status check_request(const st_engine *e, const st_request *r, st_error
             return st_fail(err, ST_EINVAL,
                            "prompt: token %d at index %d: expected an id from 0 to %d",
                            r->prompt[i], i, e->config->vocab_size - 1);
+    if (r->handover.what != ST_HANDOVER_NONE && !e->ports.transfer)
+        return st_fail(
+            err, ST_EINVAL,
+            "kv_transfer_params: this engine shares no KV: expected one that was started "
+            "with a role of prefill or decode");
     if (!r->on_token)
         return st_fail(err, ST_EINVAL, "on_token: missing: expected a function");
     return st_sampling_check(&r->sampling, e->config->vocab_size, err);
@@ -430,6 +435,11 @@ void st_engine_get_stats(const st_engine *e, st_engine_stats *out)
     *out = e->stats;
     out->waiting += e->inbox.count;
     pthread_mutex_unlock(lock);
+}
+
+st_engine_ports st_engine_get_ports(const st_engine *e)
+{
+    return e->ports;
 }
 
 int32_t st_engine_max_model_len(const st_engine *e)

@@ -18,6 +18,7 @@ struct st_engine {
     bool prefix_caching;
     st_dtype kv_dtype;
     uint64_t fingerprint;
+    st_engine_ports ports;
 
     /* the engine's thread */
     st_kv_store *kv;

@@ -30,7 +30,7 @@
 
 enum {
     MAX_LISTENERS = 8,
-    MAX_EXTRA_HEADERS = 4,
+    MAX_EXTRA_HEADERS = 6,
     LINGER_S = 2,
     BODY_GRACE_S = 30,            /* plus one second for each */
     BODY_BYTES_PER_S = 16 * 1024, /* of these */
@@ -53,6 +53,7 @@ struct st_http_exchange {
     st_http_parser parser;
     size_t body_counted; /* bytes of parser.body in the server's total */
     bool processing, streaming, chunked, close_after, continue_sent;
+    bool local; /* the client is on this machine */
     int status;
     void (*on_close)(void *user);
     void *close_user;
@@ -349,6 +350,22 @@ static bool make_room(st_http_server *s)
     return true;
 }
 
+static bool is_loopback(const struct sockaddr *a)
+{
+    if (a->sa_family == AF_INET) {
+        struct sockaddr_in v4;
+        memcpy(&v4, a, sizeof v4);
+        return ntohl(v4.sin_addr.s_addr) >> 24 == 127;
+    }
+    if (a->sa_family == AF_INET6) {
+        struct sockaddr_in6 v6;
+        memcpy(&v6, a, sizeof v6);
+        return IN6_IS_ADDR_LOOPBACK(&v6.sin6_addr) ||
+               (IN6_IS_ADDR_V4MAPPED(&v6.sin6_addr) && v6.sin6_addr.s6_addr[12] == 127);
+    }
+    return a->sa_family == AF_UNIX;
+}
+
 static void on_accept(struct evconnlistener *l, evutil_socket_t fd, struct sockaddr *addr, int len,
                       void *arg)
 {
@@ -375,6 +392,7 @@ static void on_accept(struct evconnlistener *l, evutil_socket_t fd, struct socka
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     }
     x->server = s;
+    x->local = is_loopback(addr);
     x->bev = bev;
     x->timer = timer;
     x->parser.max_head = s->opts.max_head;
@@ -613,6 +631,11 @@ const char *st_http_path(const st_http_exchange *x)
 const char *st_http_header_of(const st_http_exchange *x, const char *name)
 {
     return st_http_parser_header(&x->parser, name);
+}
+
+bool st_http_is_local(const st_http_exchange *x)
+{
+    return x->local;
 }
 
 st_buf st_http_take_body(st_http_exchange *x)

@@ -53,6 +53,8 @@ st_http_method st_http_method_of(const st_http_exchange *x);
 const char *st_http_method_name(const st_http_exchange *x);
 const char *st_http_path(const st_http_exchange *x);
 const char *st_http_header_of(const st_http_exchange *x, const char *name); /* or NULL */
+/* The client is on this machine: a unix socket, or a loopback address. */
+bool st_http_is_local(const st_http_exchange *x);
 /* Moves the request's body out; the caller frees it. */
 st_buf st_http_take_body(st_http_exchange *x);
 /* fn runs once, should the client leave before the reply's end; x is gone after it. NULL: none. */

@@ -43,7 +43,8 @@ struct st_job {
     st_api_error err;
     st_api_request *req;
     st_api_reply *reply;
-    st_buf out; /* the reply's body, of small requests */
+    st_buf out;        /* the reply's body, of small requests */
+    char handover[33]; /* the id under which the prompt's KV is offered or fetched, or "" */
     job_choice *choices;
     size_t n_submitted;
 
@@ -78,8 +79,10 @@ static st_status submit_choice(st_job *j, size_t prompt, int32_t i, const st_ids
                         st_api_choice_sampling(j->req, &s->ctx, j->seed, i, (int32_t)ids->len),
                     .cache_salt = j->req->cache_salt,
                     .priority = j->req->priority,
+                    .handover = j->req->handover,
                     .on_token = on_token,
                     .user = c};
+    memcpy(r.handover.id, j->handover, sizeof r.handover.id);
     if (atomic_load(&j->gone))
         return st_api_fail(&j->err, 503, NULL, NULL, "the client has left");
     if (st_engine_submit(s->engine, &r, &c->id, &why))
@@ -103,9 +106,26 @@ static st_status tokenize_prompts(st_job *j, st_ids *ids)
     return ST_OK;
 }
 
+/* In vLLM's sequential mode the offer's id is the prefill engine's to choose. It is all the
+ * authority that a fetch needs, so it must not be guessable. */
+static st_status choose_handover_id(st_job *j)
+{
+    const st_handover_request *h = &j->req->handover;
+    unsigned char random[16];
+    memcpy(j->handover, h->id, sizeof j->handover);
+    if (h->what != ST_HANDOVER_OFFER || h->id[0])
+        return ST_OK;
+    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
+        return st_api_fail(&j->err, 500, NULL, NULL, "the system has no random numbers");
+    st_server_hex(random, sizeof random, j->handover);
+    return ST_OK;
+}
+
 static st_status generate(st_job *j, st_ids *ids)
 {
     size_t n = j->req->n_prompts;
+    if (choose_handover_id(j))
+        return ST_EINVAL;
     if (j->req->has_seed)
         j->seed = j->req->sampling.seed;
     j->choices = calloc(n * (size_t)j->req->n, sizeof *j->choices);
@@ -358,6 +378,20 @@ static void observe_end(job_choice *c, const st_token_event *ev)
                            seconds(c->first_ns, c->last_ns) / (ev->generated_tokens - 1));
 }
 
+/* What the decode engine is to be told about the blocks that were offered. */
+static st_status tell_offer(st_job *j, const st_token_event *ev)
+{
+    st_server *s = j->server;
+    st_api_offer offer = {.engine_id = s->engine_id,
+                          .request_id = j->handover,
+                          .host = s->opts.kv_transfer_host,
+                          .port = s->ports.transfer,
+                          .blocks = ev->offered_blocks,
+                          .n_blocks = ev->n_offered_blocks,
+                          .n_tokens = ev->prompt_tokens};
+    return st_api_reply_offer(j->reply, &offer);
+}
+
 /* The engine ended a request that its client still waits for. */
 static void on_engine_failure(st_job *j, const st_token_event *ev)
 {
@@ -384,7 +418,8 @@ static void on_event(job_choice *c, const st_token_event *ev)
     observe_token(c, ev);
     if (ev->finish == ST_FINISH_CANCELLED || ev->finish == ST_FINISH_ERROR) {
         on_engine_failure(j, ev);
-    } else if (st_api_reply_event(j->reply, c->index, ev, &done)) {
+    } else if ((ev->offered_blocks && tell_offer(j, ev)) ||
+               st_api_reply_event(j->reply, c->index, ev, &done)) {
         out_of_memory(j);
     } else {
         if (done)

@@ -85,6 +85,14 @@ void st_mailbox_post_event(st_mailbox *m, void *to, const st_token_event *ev)
 {
     st_mail mail = {.to = to, .is_event = true, .ev = *ev};
     mail.error = ev->error ? strdup(ev->error) : NULL;
+    if (ev->n_offered_blocks > 0) {
+        size_t bytes = (size_t)ev->n_offered_blocks * sizeof *mail.blocks;
+        mail.blocks = malloc(bytes);
+        if (mail.blocks)
+            memcpy(mail.blocks, ev->offered_blocks, bytes);
+        else
+            mail.ev.n_offered_blocks = 0; /* the fetcher can do without */
+    }
     post(m, &mail);
 }
 
@@ -110,9 +118,11 @@ static void on_readable(evutil_socket_t fd, short what, void *arg)
         if (mail->is_event) {
             mail->ev.top = list.tops ? list.tops + mail->top_at : NULL;
             mail->ev.error = mail->error;
+            mail->ev.offered_blocks = mail->blocks;
         }
         m->deliver(m->user, mail);
         free(mail->error);
+        free(mail->blocks);
     }
     m->delivering = list;
 }
@@ -146,8 +156,10 @@ void st_mailbox_free(st_mailbox *m)
 {
     if (!m)
         return;
-    for (size_t i = 0; i < m->filling.n; i++)
+    for (size_t i = 0; i < m->filling.n; i++) {
         free(m->filling.mails[i].error);
+        free(m->filling.mails[i].blocks);
+    }
     free(m->filling.mails);
     free(m->filling.tops);
     free(m->delivering.mails);

@@ -10,9 +10,10 @@
 typedef struct st_mail {
     void *to;          /* the poster's choice */
     bool is_event;     /* else: the work for `to` is done */
-    st_token_event ev; /* when is_event; top and error point into the mail being delivered */
+    st_token_event ev; /* when is_event; what it points to lives as long as the mail */
     size_t top_at;     /* internal */
     char *error;       /* internal */
+    int32_t *blocks;   /* internal */
 } st_mail;
 
 typedef struct st_mailbox st_mailbox;

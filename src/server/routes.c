@@ -116,25 +116,37 @@ static void on_detokenize(st_server *s, st_http_exchange *x)
     st_job_start(s, x, ST_API_DETOKENIZE);
 }
 
+static void on_engine(st_server *s, st_http_exchange *x)
+{
+    st_buf b = ST_BUF_INIT;
+    reply_json(x, st_engine_info_json(s, &b), &b);
+}
+
 typedef struct route {
     const char *path; /* ending in '/': a prefix */
     st_http_method method;
-    bool open;  /* no API key needed: what probes and scrapers ask */
+    enum {
+        KEY,
+        OPEN,
+        KEY_FROM_AFAR
+    } access;   /* OPEN: what probes and scrapers ask;
+                   KEY_FROM_AFAR: open to this machine */
     bool quiet; /* logged at debug level */
     void (*handle)(st_server *s, st_http_exchange *x);
 } route;
 
 static const route routes[] = {
-    {"/health", ST_HTTP_GET, true, true, on_health},
-    {"/ping", ST_HTTP_GET, true, true, on_health},
-    {"/metrics", ST_HTTP_GET, true, true, on_metrics},
-    {"/version", ST_HTTP_GET, true, true, on_version},
-    {"/v1/models", ST_HTTP_GET, false, false, on_models},
-    {"/v1/models/", ST_HTTP_GET, false, false, on_model},
-    {"/v1/completions", ST_HTTP_POST, false, false, on_completions},
-    {"/v1/chat/completions", ST_HTTP_POST, false, false, on_chat},
-    {"/tokenize", ST_HTTP_POST, false, false, on_tokenize},
-    {"/detokenize", ST_HTTP_POST, false, false, on_detokenize},
+    {"/health", ST_HTTP_GET, OPEN, true, on_health},
+    {"/ping", ST_HTTP_GET, OPEN, true, on_health},
+    {"/metrics", ST_HTTP_GET, OPEN, true, on_metrics},
+    {"/version", ST_HTTP_GET, OPEN, true, on_version},
+    {"/starling/engine", ST_HTTP_GET, KEY_FROM_AFAR, true, on_engine},
+    {"/v1/models", ST_HTTP_GET, KEY, false, on_models},
+    {"/v1/models/", ST_HTTP_GET, KEY, false, on_model},
+    {"/v1/completions", ST_HTTP_POST, KEY, false, on_completions},
+    {"/v1/chat/completions", ST_HTTP_POST, KEY, false, on_chat},
+    {"/tokenize", ST_HTTP_POST, KEY, false, on_tokenize},
+    {"/detokenize", ST_HTTP_POST, KEY, false, on_detokenize},
 };
 
 static const route *find_route(const char *path)
@@ -167,6 +179,23 @@ static bool authorized(const st_server *s, const st_http_exchange *x)
         for (size_t i = 0; i < s->opts.n_api_keys; i++)
             ok |= same_key(s->opts.api_keys[i], given + 7);
     return ok;
+}
+
+static bool may_ask(const st_server *s, const st_http_exchange *x, const route *r)
+{
+    if (r->access == OPEN || (r->access == KEY_FROM_AFAR && st_http_is_local(x)))
+        return true;
+    return authorized(s, x);
+}
+
+/* The caller's name for its request, short and printable, or NULL. */
+static const char *request_id(const st_http_exchange *x)
+{
+    const char *id = st_http_header_of(x, "X-Request-Id");
+    size_t n = 0;
+    while (id && id[n] > ' ' && id[n] < 0x7F && n < 128)
+        n++;
+    return id && n > 0 && !id[n] ? id : NULL;
 }
 
 /* A browser's preflight question. */
@@ -202,6 +231,9 @@ void st_server_on_request(void *user, st_http_exchange *x, int status, const cha
         reject(x, status, NULL, why);
         return;
     }
+    const char *id = request_id(x);
+    if (id)
+        st_http_add_header(x, "X-Request-Id", id);
     st_http_method method = st_http_method_of(x);
     if (method == ST_HTTP_OPTIONS && s->opts.allow_origin) {
         preflight(x);
@@ -216,7 +248,7 @@ void st_server_on_request(void *user, st_http_exchange *x, int status, const cha
         st_server_reply_error(x, &e);
     } else if (r->method != method) {
         wrong_method(x, r);
-    } else if (!r->open && !authorized(s, x)) {
+    } else if (!may_ask(s, x, r)) {
         reject(x, 401, "invalid_api_key",
                "the API key is missing or wrong: expected Authorization: Bearer KEY");
     } else if (s->draining && method == ST_HTTP_POST) {
@@ -230,7 +262,8 @@ void st_server_on_replied(void *user, st_http_exchange *x, int status, double ms
 {
     (void)user;
     const route *r = find_route(st_http_path(x));
-    const char *note = st_http_get_note(x);
-    st_log(r && r->quiet ? ST_LOG_DEBUG : ST_LOG_INFO, "%.20s %.200s %d %.1f ms%s%s",
-           st_http_method_name(x), st_http_path(x), status, ms, *note ? ": " : "", note);
+    const char *note = st_http_get_note(x), *id = request_id(x);
+    st_log(r && r->quiet ? ST_LOG_DEBUG : ST_LOG_INFO, "%s%s%.20s %.200s %d %.1f ms%s%s",
+           id ? id : "", id ? " " : "", st_http_method_name(x), st_http_path(x), status, ms,
+           *note ? ": " : "", note);
 }

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -35,7 +36,10 @@ void st_server_options_default(st_server_options *o)
                              .max_body_size = 32 * 1024 * 1024,
                              .max_connections = 4096,
                              .drain_timeout_s = 30,
-                             .work_threads = 2};
+                             .work_threads = 2,
+                             .role = "both",
+                             .kv_transfer_host = "127.0.0.1",
+                             .events_topic = ""};
     st_api_defaults_init(&o->defaults);
 }
 
@@ -180,6 +184,7 @@ st_status st_server_new(st_engine *engine, const st_tokenizer *tok, const st_cha
     s->tok = tok;
     s->tmpl = tmpl;
     s->created = (int64_t)time(NULL);
+    s->ports = st_engine_get_ports(engine);
     s->metrics.model = opts->model_names[0];
     s->ctx = (st_api_context){.models = opts->model_names,
                               .n_models = opts->n_model_names,
@@ -188,7 +193,13 @@ st_status st_server_new(st_engine *engine, const st_tokenizer *tok, const st_cha
                               .defaults = opts->defaults};
     raise_fd_limit();
     signal(SIGPIPE, SIG_IGN);
-    st_status st = make_parts(s, err);
+    unsigned char random[16];
+    st_status st = ST_OK;
+    if (getrandom(random, sizeof random, 0) != (ssize_t)sizeof random)
+        st = st_fail(err, ST_EIO, "the system has no random numbers: %s", strerror(errno));
+    st_server_hex(random, sizeof random, s->engine_id);
+    if (!st)
+        st = make_parts(s, err);
     if (st)
         st_server_free(s);
     else

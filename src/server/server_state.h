@@ -21,6 +21,8 @@ struct st_server {
     st_api_context ctx;
     int64_t created;
     char address[160];
+    char engine_id[33]; /* drawn at start: a gateway sees that an engine was restarted */
+    st_engine_ports ports;
 
     struct event_base *base;
     st_http_server *http;
@@ -36,6 +38,10 @@ struct st_server {
     uint64_t drain_deadline_ns, force_ns;
 };
 
+/* out[2 * n + 1]: n bytes as small hexadecimal digits. */
+void st_server_hex(const unsigned char *bytes, size_t n, char *out);
+/* GET /starling/engine: what a gateway must know of this engine. */
+ST_NODISCARD st_status st_engine_info_json(const st_server *s, st_buf *out);
 /* Replies with an error in OpenAI's shape. */
 void st_server_reply_error(st_http_exchange *x, const st_api_error *e);
 /* One request that could not be parsed (status, why), or a complete one (status 0). */

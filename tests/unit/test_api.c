@@ -320,6 +320,95 @@ static void generation_config_gives_defaults(void **state)
     remove(dir);
 }
 
+static void a_chat_takes_ids(void **state)
+{
+    (void)state;
+    st_api_request *r = accepted(ST_API_CHAT, "{\"prompt_token_ids\":[1,2,4095],\"max_tokens\":3}");
+    assert_int_equal(r->n_prompts, 1);
+    assert_int_equal(r->prompts[0].n_ids, 3);
+    assert_int_equal(r->prompts[0].ids[2], 4095);
+    assert_null(r->chat);
+    st_api_context ctx = context();
+    st_ids ids = ST_IDS_INIT;
+    st_api_error err;
+    assert_int_equal(st_api_prompt_ids(r, 0, &ctx, NULL, NULL, 0, &ids, &err), ST_OK);
+    assert_int_equal(ids.len, 3);
+    st_ids_free(&ids);
+    st_api_request_free(r);
+    refused(ST_API_CHAT, "{\"prompt_token_ids\":[]}", 400, "prompt_token_ids", "non-empty list");
+    refused(ST_API_CHAT, "{\"prompt_token_ids\":[1,4096]}", 400, "prompt_token_ids", "[1] is 4096");
+    refused(ST_API_CHAT, "{\"prompt_token_ids\":\"hi\"}", 400, "prompt_token_ids", "'hi'");
+    refused(ST_API_CHAT,
+            "{\"prompt_token_ids\":[1],\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", 400,
+            "prompt_token_ids", "only one of them");
+}
+
+#define HANDOVER(members) "{\"prompt\":[1,2],\"kv_transfer_params\":{" members "}}"
+#define DIGITS            "00112233445566778899aAbBcCdDeEfF"
+
+static void handovers_are_read(void **state)
+{
+    (void)state;
+    st_api_request *r = accepted(
+        ST_API_COMPLETION,
+        HANDOVER("\"do_remote_decode\":true,\"do_remote_prefill\":false,\"remote_engine_id\":null,"
+                 "\"remote_block_ids\":null,\"remote_host\":null,\"remote_port\":null"));
+    assert_int_equal(r->handover.what, ST_HANDOVER_OFFER);
+    assert_string_equal(r->handover.id, "");
+    st_api_request_free(r);
+    r = accepted(ST_API_CHAT, "{\"prompt_token_ids\":[1],\"kv_transfer_params\":{"
+                              "\"do_remote_decode\":true,\"transfer_id\":\"" DIGITS "\"}}");
+    assert_int_equal(r->handover.what, ST_HANDOVER_OFFER);
+    assert_string_equal(r->handover.id, "00112233445566778899aabbccddeeff");
+    st_api_request_free(r);
+    r = accepted(ST_API_COMPLETION,
+                 HANDOVER("\"do_remote_prefill\":true,\"do_remote_decode\":false,"
+                          "\"remote_block_ids\":[3,1,2],\"remote_engine_id\":\"x\","
+                          "\"remote_request_id\":\"" DIGITS "\",\"remote_host\":\"::1\","
+                          "\"remote_port\":65535,\"tp_size\":1,\"remote_num_tokens\":2,"
+                          "\"anything\":{\"else\":1}"));
+    assert_int_equal(r->handover.what, ST_HANDOVER_FETCH);
+    assert_string_equal(r->handover.host, "::1");
+    assert_int_equal(r->handover.port, 65535);
+    assert_int_equal(r->handover.n_remote_blocks, 3);
+    assert_int_equal(r->handover.remote_blocks[1], 1);
+    st_api_request_free(r);
+    r = accepted(ST_API_COMPLETION, HANDOVER("\"do_remote_prefill\":false,\"remote_port\":0"));
+    assert_int_equal(r->handover.what, ST_HANDOVER_NONE);
+    st_api_request_free(r);
+}
+
+static void handovers_are_refused(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *body, *param, *words;
+    } bad[] = {
+        {"{\"prompt\":[1],\"kv_transfer_params\":[]}", "kv_transfer_params", "expected an object"},
+        {HANDOVER("\"do_remote_decode\":1"), "kv_transfer_params.do_remote_decode", "true or"},
+        {HANDOVER("\"do_remote_decode\":true,\"do_remote_prefill\":true"), "kv_transfer_params",
+         "both true"},
+        {HANDOVER("\"do_remote_decode\":true,\"transfer_id\":\"xfer\""),
+         "kv_transfer_params.transfer_id", "32 hexadecimal"},
+        {HANDOVER("\"do_remote_prefill\":true,\"remote_host\":\"h\",\"remote_port\":1"),
+         "kv_transfer_params", "expected transfer_id or"},
+        {HANDOVER("\"do_remote_prefill\":true,\"transfer_id\":\"" DIGITS "\",\"remote_port\":1"),
+         "kv_transfer_params.remote_host", "null"},
+        {HANDOVER("\"do_remote_prefill\":true,\"transfer_id\":\"" DIGITS
+                  "\",\"remote_host\":\"h\",\"remote_port\":70000"),
+         "kv_transfer_params.remote_port", "70000"},
+        {HANDOVER("\"do_remote_prefill\":true,\"transfer_id\":\"" DIGITS
+                  "\",\"remote_host\":\"h\",\"remote_port\":7,\"remote_block_ids\":[1,-2]"),
+         "kv_transfer_params.remote_block_ids", "-2"},
+        {"{\"prompt\":[1],\"n\":2,\"kv_transfer_params\":{\"do_remote_decode\":true}}",
+         "kv_transfer_params", "n = 2"},
+        {"{\"prompt\":[1],\"stream\":true,\"kv_transfer_params\":{\"do_remote_decode\":true}}",
+         "kv_transfer_params", "expected stream to be false"},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        refused(ST_API_COMPLETION, bad[i].body, 400, bad[i].param, bad[i].words);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -333,6 +422,9 @@ int main(void)
         cmocka_unit_test(errors_have_openais_shape),
         cmocka_unit_test(ids_without_text_keep_their_own_keys),
         cmocka_unit_test(generation_config_gives_defaults),
+        cmocka_unit_test(a_chat_takes_ids),
+        cmocka_unit_test(handovers_are_read),
+        cmocka_unit_test(handovers_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
