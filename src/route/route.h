@@ -31,7 +31,7 @@ typedef struct st_load {
     int32_t prefill_requests;
     int64_t prefill_tokens; /* to be computed: prompts less what was matched */
     int32_t decode_requests;
-    int64_t decode_tokens; /* KV held or expected: prompt + generated so far */
+    int64_t decode_tokens; /* KV of its own: prompt less what was matched there, + generated */
 } st_load;
 
 typedef struct st_route_engine {
@@ -89,19 +89,39 @@ typedef struct st_route_plan {
     int64_t prefill_tokens; /* to be computed by prefill (or decode when prefill < 0) */
 } st_route_plan;
 
-/* Index into engines of the best engine for prefill, or -1. best_is_full (may be NULL): somebody is
- * up, but full. */
+/* Index into engines of the best engine for prefill, or -1. *somebody_is_full (may be NULL): an
+ * engine of the role is up, but full.
+ * Costs that differ by less than a sixteenth are a tie: the sticky engine has it, else the one
+ * whose last claim is longest ago (the smallest version). */
 int32_t st_route_prefill(const st_route_policy *p, const st_route_request *r,
                          const st_route_engine *engines, int32_t n, bool *somebody_is_full);
 int32_t st_route_decode(const st_route_policy *p, const st_route_request *r,
                         const st_route_engine *engines, int32_t n, bool *somebody_is_full);
 
-/* The whole plan for a request whose prompt is known. engines: those that serve its model. */
+/* The whole plan for a request whose prompt is known. engines: those that serve its model.
+ *
+ *   decode alone    the decode engine's match leaves fewer than skip_prefill_tokens; or the request
+ *                   is not to be split; or every engine does both; or the engines for prefill are
+ *                   all down (or tried already)
+ *   prefill only    sequential mode: decode is chosen with st_route_decode when prefill is done;
+ *                   goes ahead only while some decode engine has room, so that finished prompts do
+ *                   not pile up on the prefill side
+ *   both            parallel mode; when one engine is the best for both it does the whole */
 st_route_answer st_route_plan_request(const st_route_policy *p, const st_route_request *r,
                                       const st_route_engine *engines, int32_t n,
                                       st_route_plan *plan);
 
-/* ---- order ---- */
+/* What the request adds to the engines of a plan: the loads to claim. prefill NULL: decode does it
+ * all; decode NULL: only prefill is claimed now. Either output may be NULL. */
+void st_route_loads(const st_route_request *r, const st_route_engine *prefill,
+                    const st_route_engine *decode, st_load *at_prefill, st_load *at_decode);
+
+/* ---- order ----
+ *
+ * The lowest priority number first. Among equals whoever waited longer than starvation_ms, the
+ * oldest first; else the greatest
+ *     a (Tmax - T) / Tmax + (1 - a) W / max(Wmax, 50 ms)
+ * with T tokens left, W time waited, a = order_length_weight. Ties: the older, the lower index. */
 
 typedef struct st_route_waiting {
     int64_t tokens;    /* left to compute after the match */
@@ -112,8 +132,17 @@ typedef struct st_route_waiting {
 /* Index of who goes next among n > 0. */
 int32_t st_route_next(const st_route_policy *p, const st_route_waiting *w, int32_t n,
                       uint64_t now_ns);
+/* Waited so long that nobody of its priority may overtake it any more. */
+bool st_route_starved(const st_route_policy *p, const st_route_waiting *w, uint64_t now_ns);
 
-/* ---- breaker ---- */
+/* ---- breaker ----
+ *
+ *   closed --broken_to_open BROKEN in a row--> open --pause over, OK--> closed
+ *
+ * While the pause lasts outcomes of requests that were already there change nothing. A BROKEN after
+ * it opens again for twice as long, also when an OK closed it between: only an OK while it is
+ * closed ends the doubling, so an engine that answers health checks but breaks requests is asked
+ * ever more seldom. */
 
 typedef enum st_outcome {
     ST_OUTCOME_OK,    /* an answer came, or at least its first byte */
@@ -137,6 +166,7 @@ st_breaker st_breaker_after(const st_breaker_policy *p, st_breaker b, st_outcome
                             uint64_t now_ns);
 /* open: nobody may; half open (the pause is over): one health check decides. */
 bool st_breaker_open(const st_breaker *b);
+void st_breaker_policy_default(st_breaker_policy *p);
 
 /* ---- rate limit: token bucket ---- */
 
