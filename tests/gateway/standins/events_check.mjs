@@ -7,6 +7,8 @@ const zmq = require("zeromq");
 const { decode } = require("@msgpack/msgpack");
 const [events, replay, batches, start, control, ...orders] = process.argv.slice(2);
 
+// Buffers print as hexadecimal, not through their own toJSON.
+Buffer.prototype.toJSON = undefined;
 const plain = (k, v) => (typeof v === "bigint" ? `${v}` : v instanceof Uint8Array ? Buffer.from(v).toString("hex") : v);
 const one = ([seq, payload]) => [Number(Buffer.from(seq).readBigInt64BE()),
   payload.length ? decode(payload, { useBigInt64: true }) : null];
