@@ -2,8 +2,8 @@
  * the end of the connection. No I/O. How the bytes were split into reads never changes the result.
  *
  * Strict where lenience would lose or mix up answers: two lengths, a length beside chunks, a bad
- * chunk size, a head beyond the limit, bare CR, control characters are errors. 1xx heads are
- * skipped. */
+ * chunk size, a head beyond the limit, bare CR or LF, control characters, compressed bodies are
+ * errors. 1xx heads are skipped. */
 #ifndef ST_BASE_HTTP_RESPONSE_H
 #define ST_BASE_HTTP_RESPONSE_H
 
@@ -38,7 +38,7 @@ typedef struct st_http_response {
     char line[1024]; /* the head's current line; longer header lines are kept to this */
     size_t line_len;
     bool seen_length, seen_chunked, seen_connection_close;
-    bool http10;
+    bool http10, cr; /* cr: the line's CR came, its LF did not */
 } st_http_response;
 
 void st_http_response_init(st_http_response *r);

@@ -8,7 +8,9 @@
 
 #include "base/json_scan.h"
 
-/* A top-level member of an object, as found by st_members_scan. */
+enum { ST_SPLICE_MAX_MEMBERS = 1024 }; /* of the edited object */
+
+/* A top-level member of an object, as found by st_splice_new. */
 typedef struct st_member {
     st_span key;   /* with quotes */
     st_span value; /* the whole value */
@@ -18,7 +20,8 @@ typedef struct st_member {
 typedef struct st_splice st_splice;
 
 /* text must be one JSON object (else ST_EFORMAT, err says where) and outlive the splice. Scans it
- * once, strictly and completely. Duplicate top-level keys: ST_EINVAL, naming the key. */
+ * once, strictly and completely. Duplicate top-level keys: ST_EINVAL, naming the key; more than
+ * ST_SPLICE_MAX_MEMBERS members: ST_EINVAL. */
 ST_NODISCARD st_status st_splice_new(const char *text, size_t len, st_splice **out, st_error *err);
 void st_splice_free(st_splice *s); /* NULL is fine */
 
@@ -33,7 +36,8 @@ bool st_member_is_true(const st_splice *s, const st_member *m);
 bool st_member_int64(const st_splice *s, const st_member *m, int64_t *out);
 ST_NODISCARD st_status st_member_text(const st_splice *s, const st_member *m, st_buf *out);
 
-/* Edits. json is JSON text, copied. A member may be edited once; set adds it when it is absent. */
+/* Edits. json is JSON text, copied. A member may be edited once (again: ST_EINVAL); set adds it
+ * when it is absent, removing an absent one does nothing. */
 ST_NODISCARD st_status st_splice_set(st_splice *s, const char *key, const char *json, size_t len);
 ST_NODISCARD st_status st_splice_remove(st_splice *s, const char *key);
 void st_splice_reset(st_splice *s); /* forgets the edits: the same body for another engine */
