@@ -3,16 +3,21 @@
  * subscriber missed: [client, "", start (8 bytes)] -> [client, "", sequence, payload]*, ended by
  * sequence -1 with an empty payload.
  *
- * Its own thread owns the sockets. st_event_publisher_* are called by the engine's thread
- * (st_block_ events), never block and allocate nothing after start: events go through a bounded
- * ring; when it is full the whole ring is dropped, AllBlocksCleared is published in its place,
- * followed by everything that is still cached (the source of truth is asked again): an index never
- * keeps what is not there. */
+ * Its own thread owns the sockets. The other functions are called by the engine's thread alone (the
+ * pool's events): they never block and allocate nothing after start. They keep what each block
+ * holds and which blocks changed; st_event_publisher_flush hands the changes over through a bounded
+ * ring, and what finds no room waits for the next flush, so nothing is ever lost: a block that
+ * changed twice meanwhile is published once, as it is.
+ *
+ * A subscriber that asks for more than is kept for replay gets, with the newest sequence,
+ * AllBlocksCleared and then everything that is cached now. */
 #ifndef ST_EVENTS_EVENT_PUBLISHER_H
 #define ST_EVENTS_EVENT_PUBLISHER_H
 
 #include "starling/kv_cache.h"
 #include "starling/status.h"
+
+enum { ST_EVENT_SALT_MAX = 256 };
 
 typedef struct st_event_publisher_options {
     const char *host;     /* address to bind: "*", "127.0.0.1", ... */
@@ -21,6 +26,7 @@ typedef struct st_event_publisher_options {
     const char *topic;    /* "": none */
     int dp_rank;
     int32_t block_size;
+    int32_t n_blocks;      /* of the pool */
     size_t buffer_batches; /* kept for replay; 0: 10,000, as vLLM */
     bool arrays;           /* the older encoding */
 } st_event_publisher_options;
@@ -33,10 +39,14 @@ void st_event_publisher_free(st_event_publisher *p); /* NULL is fine */
 uint16_t st_event_publisher_port(const st_event_publisher *p);
 uint16_t st_event_publisher_replay_port(const st_event_publisher *p);
 
-/* For st_block_pool_new: events->user is the publisher. Salts are not passed on by the pool: the
- * hash covers them, and extra_keys carries the salt of a chain's first block when
- * st_event_publisher_salt named it for that root before. */
+/* For st_block_pool_new: events->user is the publisher. */
 st_block_events st_event_publisher_events(st_event_publisher *p);
+/* Names a chain's root, and the cache_salt (NULL, 0: none) that it covers, before blocks of that
+ * chain are published in the pool: a stored block whose parent is this root is a chain's first.
+ * Cheap; call it for every sequence that publishes. Blocks of a chain whose salt is longer than
+ * ST_EVENT_SALT_MAX are not announced. */
+void st_event_publisher_root(st_event_publisher *p, st_block_hash root, const char *salt,
+                             size_t salt_len);
 /* Hands what was collected since the last call to the thread as one batch: once per step. */
 void st_event_publisher_flush(st_event_publisher *p);
 

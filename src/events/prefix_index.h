@@ -7,7 +7,8 @@
  *             (holder, engine's hash) -> node for removals. ONE writer at a time (the caller sees
  *             to it); any number of readers in any process, without locks: stores are ordered so
  *             that a reader, or a writer that takes over after a crash at any instruction, finds a
- *             usable index. When the nodes run out the least recently stored are forgotten.
+ *             usable index. When the nodes run out the least recently stored are forgotten;
+ *             within a chain the head counts as the younger, as tails are worth nothing alone.
  *   history   for engines that publish nothing: "this prefix was sent there". Any process writes:
  *             slots claimed by compare-and-swap, aged out by time and by size. A hint that is lost
  *             or wrong for a moment costs speed, never correctness.
@@ -35,7 +36,8 @@ typedef struct st_prefix_index st_prefix_index;
 /* Bytes for about n_blocks distinct blocks in the exact part and n_history in the other. <= 100
  * bytes per block that one holder has. */
 size_t st_prefix_index_bytes(size_t n_blocks, size_t n_history);
-/* Makes an index in mem (64-byte aligned, zeroed or not). ST_EINVAL: too small. */
+/* Makes an index in mem (64-byte aligned, zeroed or not). ST_EINVAL: too small, or n_blocks is not
+ * in 1 .. 2^24 - 2 (for which st_prefix_index_bytes is 0). */
 ST_NODISCARD st_status st_prefix_index_init(void *mem, size_t bytes, size_t n_blocks,
                                             size_t n_history, st_prefix_index **out);
 /* One that is there already, made by another process of the same build; NULL: it is not one. */
@@ -60,11 +62,14 @@ ST_NODISCARD st_status st_prefix_store(st_prefix_index *x, int holder, uint64_t 
 /* false: the holder had no such block. */
 bool st_prefix_remove(st_prefix_index *x, int holder, uint64_t hash);
 void st_prefix_clear(st_prefix_index *x, int holder); /* of both parts */
-/* To be called by a writer that takes over from one that died: repairs what was half done. */
+/* To be called by a writer that takes over: repairs what the last one left half done, if it died
+ * in the middle. The operation it was in may have been done or not. Milliseconds per 100,000
+ * blocks, during which readers may match less. */
 void st_prefix_recover(st_prefix_index *x);
 
 /* ---- history: any process ---- */
 
+/* Up to 64 holders are remembered for a key, the latest; times are kept to 67 ms. */
 void st_prefix_note(st_prefix_index *x, int holder, const uint64_t *keys, size_t n,
                     uint64_t now_ns);
 
