@@ -248,6 +248,9 @@ char *ngx_http_starling_pool_directive(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
 char *ngx_http_starling_engine_directive(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);
+/* what must be true when the block ends */
+ngx_int_t ngx_http_starling_check_pools(ngx_conf_t *cf,
+    ngx_http_starling_cluster_t *cl);
 ngx_http_starling_cluster_t *ngx_http_starling_find_cluster(
     ngx_http_starling_main_conf_t *mcf, ngx_str_t *name);
 /* by name or alias; its place in the array is its bit in masks of models */
@@ -265,7 +268,9 @@ typedef struct {
         NGX_HTTP_STARLING_FLOAT,              /* double */
         NGX_HTTP_STARLING_MSEC,               /* ngx_msec_t */
         NGX_HTTP_STARLING_SIZE,               /* size_t */
-        NGX_HTTP_STARLING_STRING              /* ngx_str_t, not empty */
+        NGX_HTTP_STARLING_STRING,             /* ngx_str_t, not empty */
+        NGX_HTTP_STARLING_LIST                /* ngx_array_t of ngx_str_t:
+                                                 may be repeated */
     } type;
     void                         *value;
     double                        min;
