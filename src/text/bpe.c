@@ -201,6 +201,8 @@ static void find_longest(st_bpe *b)
 
 size_t st_bpe_fewest_ids(const st_bpe *b, size_t len)
 {
+    if (b->longest == SIZE_MAX)
+        return 0;
     return len / b->longest + (len % b->longest != 0);
 }
 

@@ -1,9 +1,10 @@
 /* Ids of prompt texts that were tokenized before: system prompts, earlier turns of a chat.
  *
- * A text may be cut where an added (special) token stands without changing its ids, since the
- * pre-tokenizer and BPE never look across one. The cache remembers, for cuts after special tokens,
- * the ids of the whole text up to there; a new prompt takes the longest it finds and encodes only
- * the rest. Ids are always those of st_tokenizer_encode; a test compares.
+ * A text may be cut where an added (special) token stands without changing its ids, since neither
+ * pre-tokenizer nor BPE looks across one. The cache remembers the ids of pieces between such cuts;
+ * of a new prompt it encodes only pieces that it does not know. Ids are always those of
+ * st_tokenizer_encode; a test compares. Texts without added tokens, ill-formed texts, and
+ * tokenizers whose added tokens look at their surroundings ("single_word") are never cut.
  *
  * Bounded by bytes, least recently used first. Any thread; one lock, held for look-ups only. */
 #ifndef ST_TEXT_TOKEN_CACHE_H
@@ -14,7 +15,7 @@
 typedef struct st_token_cache st_token_cache;
 
 typedef struct st_token_cache_stats {
-    uint64_t lookups, hits;          /* texts; those with a known prefix */
+    uint64_t lookups, hits;          /* texts that could be cut; those with a known piece */
     uint64_t bytes_asked, bytes_hit; /* of text */
     size_t memory, entries;
 } st_token_cache_stats;
