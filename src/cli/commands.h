@@ -5,6 +5,7 @@
 int st_cmd_serve(int argc, char **argv);
 int st_cmd_run(int argc, char **argv);
 int st_cmd_bench(int argc, char **argv);
+int st_cmd_load(int argc, char **argv);
 int st_cmd_logits(int argc, char **argv);
 int st_cmd_tokenize(int argc, char **argv);
 int st_cmd_template(int argc, char **argv);

@@ -14,6 +14,7 @@ static const struct {
     {"run", st_cmd_run, "chat in the terminal"},
     {"serve", st_cmd_serve, "serve a model over OpenAI's API"},
     {"bench", st_cmd_bench, "measure the machine, the kernels and a model"},
+    {"load", st_cmd_load, "measure a server: many streams at once"},
     {"inspect", st_cmd_inspect, "print what was understood of a checkpoint"},
     {"logits", st_cmd_logits, "write the logits of token ids"},
     {"template", st_cmd_template, "render a conversation with the chat template"},
