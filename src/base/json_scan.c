@@ -77,7 +77,10 @@ static size_t skip_plain(const char *t, size_t p, size_t len)
 static size_t wide_char(const char *t, size_t n)
 {
     uint32_t w = 0;
-    memcpy(&w, t, n < 4 ? n : 4);
+    if (n >= sizeof w)
+        memcpy(&w, t, sizeof w);
+    else
+        memcpy(&w, t, n);
     if ((w & 0xC0C0F0) == 0x8080E0) {
         uint32_t top = w & 0x200F; /* zero: overlong; 0x200D: a surrogate */
         return top && top != 0x200D ? 3 : 0;
