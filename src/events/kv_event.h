@@ -2,7 +2,8 @@
  *
  *   batch   [ts, [event...], dp_rank?]          or a map {"ts", "events", "data_parallel_rank"}
  *   event   ["BlockStored", block_hashes, parent_block_hash, token_ids, block_size, lora_id,
- * medium, lora_name, extra_keys, ...]        or a map {"type": "BlockStored", ...}
+ *            medium, lora_name, extra_keys, group_idx, ...]
+ *                                               or a map {"type": "BlockStored", ...}
  *           ["BlockRemoved", block_hashes, medium, group_idx]
  *           ["AllBlocksCleared"]
  *
@@ -38,10 +39,13 @@ typedef struct st_kv_event {
     const int32_t *tokens; /* n_tokens = n_hashes * block_size */
     size_t n_tokens;
     int32_t block_size;
-    st_kv_medium medium;   /* absent: GPU; SGLang's CPU_TIER1/2 and vLLM's "CPU": CPU */
-    const char *lora_name; /* NULL: none; with length */
+    st_kv_medium medium; /* absent: GPU; SGLang's CPU_TIER1/2 and vLLM's "CPU": CPU */
+    int32_t group;       /* group_idx of models with several kinds of KV cache; -1: not given */
+    /* NULL: none; with length. An engine that gives only lora_id: "#" and the number. */
+    const char *lora_name;
     size_t lora_name_len;
-    /* The first string of the first block's extra_keys: the request's cache_salt. NULL: none. */
+    /* The first text among the first block's extra_keys that is not the LoRA's name: the request's
+     * cache_salt. NULL: none. */
     const char *salt;
     size_t salt_len;
 } st_kv_event;
@@ -64,7 +68,8 @@ typedef void st_kv_event_fn(void *user, const st_kv_event *event);
 ST_NODISCARD st_status st_kv_decode(st_kv_decoder *d, const void *payload, size_t len,
                                     st_kv_event_fn *on_event, void *user, st_kv_batch_info *info);
 
-/* Encoding, as our engine publishes (maps, or arrays as vLLM had them): appends one batch. */
+/* Encoding, as our engine publishes (maps, or arrays as vLLM had them): appends one batch. dp_rank
+ * -1: none. ST_EINVAL: a type that has no encoding. */
 ST_NODISCARD st_status st_kv_encode_batch(const st_kv_event *events, size_t n, double ts,
                                           int dp_rank, bool as_maps, st_buf *out);
 
