@@ -2,6 +2,8 @@
  * events, and takes the next request when that is done. */
 #include <errno.h>
 #include <math.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -277,8 +279,11 @@ static void on_read(struct bufferevent *bev, void *user)
 static void on_event(struct bufferevent *bev, short what, void *user)
 {
     client *c = user;
-    if (what & BEV_EVENT_CONNECTED)
+    if (what & BEV_EVENT_CONNECTED) {
+        int one = 1; /* fails on a unix socket, which needs none */
+        setsockopt(bufferevent_getfd(bev), IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
         return;
+    }
     if (!c->busy) { /* a kept connection was closed */
         disconnect(c);
         return;
