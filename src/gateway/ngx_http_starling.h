@@ -4,11 +4,13 @@
  *
  *   ngx_http_starling_module.c    directives, phases of nginx, variables
  *   ngx_http_starling_conf.c      the starling_cluster block
- *   ngx_http_starling_pools.c     its models, pools and engines
+ *   ngx_http_starling_params.c    values of directives
+ *   ngx_http_starling_pools.c     models, pools and engines
  *   ngx_http_starling_access.c    API keys, rate limits
  *   ngx_http_starling_worker.c    shared memory, life of a worker process,
  *                                 leadership, KV events
- *   ngx_http_starling_health.c    what engines say of themselves
+ *   ngx_http_starling_health.c    asks engines how they are
+ *   ngx_http_starling_says.c      what engines say of themselves
  *   ngx_http_starling_request.c   one request through its ten phases
  *   ngx_http_starling_tokens.c    template and tokenizer, in the thread pool
  *   ngx_http_starling_leg.c       one HTTP exchange with an engine
