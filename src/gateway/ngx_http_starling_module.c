@@ -270,9 +270,9 @@ ngx_http_starling_create_loc_conf(ngx_conf_t *cf)
 /*
  * nginx' defaults are made for pages, not for prompts. Where the core's
  * directives stand at their defaults a starling location has others: the
- * cluster's max_body limits a body (with an answer in JSON), and a body
- * below that stays in memory instead of going through a file on a disk. The
- * core's own merge has been done by now.
+ * cluster's max_body limits a body (with an answer in JSON), and it is read
+ * in larger pieces (ngx_http_starling_request.c takes each away at once; no
+ * file on a disk). The core's own merge has been done by now.
  */
 
 static char *
@@ -296,10 +296,8 @@ ngx_http_starling_merge_loc_conf(ngx_conf_t *cf, void *parent, void *child)
     }
 
     if (clcf->client_body_buffer_size == 2 * ngx_pagesize) {
-        clcf->client_body_buffer_size = lcf->cluster->max_body_size;
+        clcf->client_body_buffer_size = 32 * 1024;
     }
-
-    clcf->client_body_in_single_buffer = 1;
 
     return NGX_CONF_OK;
 }

@@ -1,0 +1,824 @@
+/*
+ * A plan becomes exchanges with engines: one engine alone, prefill and then
+ * decode (the KV is pulled), or both at once (it is pushed, or they meet by
+ * themselves). What fails before the client got a byte is tried elsewhere.
+ */
+
+#include "ngx_http_starling_ctx.h"
+
+
+#define NGX_HTTP_STARLING_ORPHAN_MSEC  30000
+#define NGX_HTTP_STARLING_CONNECTS     16
+
+
+/* a prefill that must not be cut off in the middle of a transfer, whose
+   client has left */
+typedef struct {
+    ngx_http_starling_leg_t       leg;
+    st_buf                        body;
+    st_claim                      claim;
+    ngx_event_t                   timer;
+} ngx_http_starling_orphan_t;
+
+
+static ngx_int_t ngx_http_starling_choose_handoff(
+    ngx_http_starling_ctx_t *ctx);
+static ngx_int_t ngx_http_starling_send(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, st_leg_role role,
+    const ngx_http_starling_leg_handlers_t *handlers);
+static void ngx_http_starling_upstream(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, st_leg_role role, st_upstream_plan *up);
+static ngx_int_t ngx_http_starling_remote(ngx_http_starling_ctx_t *ctx,
+    st_upstream_plan *up);
+static ngx_int_t ngx_http_starling_headers(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, ngx_str_t *headers);
+static ngx_int_t ngx_http_starling_prefill_body(ngx_http_starling_leg_t *leg,
+    u_char *p, size_t n);
+static void ngx_http_starling_prefill_done(ngx_http_starling_leg_t *leg,
+    ngx_http_starling_leg_error_e error);
+static void ngx_http_starling_prefilled(ngx_http_starling_ctx_t *ctx);
+static void ngx_http_starling_give_up(ngx_http_starling_ctx_t *ctx);
+static ngx_int_t ngx_http_starling_orphan(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side);
+static ngx_int_t ngx_http_starling_orphan_body(ngx_http_starling_leg_t *leg,
+    u_char *p, size_t n);
+static void ngx_http_starling_orphan_done(ngx_http_starling_leg_t *leg,
+    ngx_http_starling_leg_error_e error);
+static void ngx_http_starling_orphan_timeout(ngx_event_t *ev);
+
+
+static const ngx_http_starling_leg_handlers_t
+    ngx_http_starling_prefill_handlers =
+{
+    NULL,
+    ngx_http_starling_prefill_body,
+    NULL,
+    ngx_http_starling_prefill_done
+};
+
+
+static const ngx_http_starling_leg_handlers_t
+    ngx_http_starling_orphan_handlers =
+{
+    NULL,
+    ngx_http_starling_orphan_body,
+    NULL,
+    ngx_http_starling_orphan_done
+};
+
+
+ngx_int_t
+ngx_http_starling_handoff(ngx_http_starling_ctx_t *ctx)
+{
+    uint64_t             now;
+    st_cluster_metrics  *m;
+
+    if (ctx->plan.prefill < 0) {
+        ctx->handoff = ST_HANDOFF_NONE;
+
+        m = st_cluster_get_metrics(ctx->cluster->shared);
+
+        if (ctx->decode.engine->role == ST_ROLE_DECODE) {
+            atomic_fetch_add_explicit(&m->prefill_skipped, 1,
+                                      memory_order_relaxed);
+        }
+
+        st_request_phase(ctx->slot, ST_PHASE_PREFILL_RUNNING,
+                         ngx_http_starling_now());
+
+        if (ngx_http_starling_send(ctx, &ctx->decode, ST_LEG_WHOLE,
+                                   &ngx_http_starling_decode_handlers)
+            == NGX_OK)
+        {
+            ngx_http_starling_note(ctx, ctx->plan.decode);
+        }
+
+        return NGX_OK;
+    }
+
+    if (ngx_http_starling_choose_handoff(ctx) != NGX_OK) {
+        return NGX_DECLINED;
+    }
+
+    now = ngx_http_starling_now();
+    st_request_phase(ctx->slot, ST_PHASE_PREFILL_RUNNING, now);
+
+    if (ctx->handoff == ST_HANDOFF_PULL) {
+        (void) ngx_http_starling_send(ctx, &ctx->prefill, ST_LEG_PREFILL,
+                                      &ngx_http_starling_prefill_handlers);
+        return NGX_OK;
+    }
+
+    st_request_phase(ctx->slot, ST_PHASE_DECODE_WAITING, now);
+    st_request_phase(ctx->slot, ST_PHASE_DECODE_SCHEDULED, now);
+
+    if (ngx_http_starling_send(ctx, &ctx->prefill, ST_LEG_PREFILL,
+                               &ngx_http_starling_prefill_handlers)
+        == NGX_OK)
+    {
+        (void) ngx_http_starling_send(ctx, &ctx->decode, ST_LEG_DECODE,
+                                      &ngx_http_starling_decode_handlers);
+    }
+
+    return NGX_OK;
+}
+
+
+void
+ngx_http_starling_decode(ngx_http_starling_ctx_t *ctx)
+{
+    if (ngx_http_starling_send(ctx, &ctx->decode, ST_LEG_DECODE,
+                               &ngx_http_starling_decode_handlers)
+        == NGX_OK)
+    {
+        ngx_http_starling_note(ctx, ctx->decode.claim.engine);
+    }
+}
+
+
+static ngx_int_t
+ngx_http_starling_choose_handoff(ngx_http_starling_ctx_t *ctx)
+{
+    st_engine_slot                   *slot;
+    ngx_http_starling_engine_t       *p, *d;
+    ngx_http_starling_engine_info_t   info;
+
+    p = ctx->prefill.engine;
+    d = ctx->plan.decode >= 0 ? ctx->decode.engine : NULL;
+    slot = st_cluster_engine(ctx->cluster->shared, p->id);
+
+    if (d && d->kind != p->kind) {
+        return NGX_DECLINED;
+    }
+
+    if (p->kind == ST_KIND_SGLANG) {
+        ctx->handoff = ST_HANDOFF_BOOTSTRAP;
+        return d ? NGX_OK : NGX_DECLINED;
+    }
+
+    if (p->kind == ST_KIND_STARLING
+        && atomic_load_explicit(&slot->kv_port, memory_order_relaxed) == 0)
+    {
+        /* it was started without a way to hand KV over */
+        return NGX_DECLINED;
+    }
+
+    if (d == NULL || ctx->cluster->policy.mode == ST_MODE_SEQUENTIAL) {
+        ctx->handoff = ST_HANDOFF_PULL;
+        return NGX_OK;
+    }
+
+    ngx_http_starling_get_info(slot, &info);
+
+    if (info.engine_id[0] == '\0') {
+        return NGX_DECLINED;
+    }
+
+    ctx->handoff = p->kind == ST_KIND_STARLING ? ST_HANDOFF_PUSH
+                                               : ST_HANDOFF_MOONCAKE;
+    return NGX_OK;
+}
+
+
+/* NGX_ERROR: it failed, and that was taken care of */
+
+static ngx_int_t
+ngx_http_starling_send(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, st_leg_role role,
+    const ngx_http_starling_leg_handlers_t *handlers)
+{
+    char                 host[NGX_SOCKADDR_STRLEN + 32];
+    ngx_str_t            headers;
+    ngx_uint_t           translate;
+    const char          *path;
+    st_upstream_plan     up;
+    st_engine_slot      *slot;
+    char                 addr[NGX_SOCKADDR_STRLEN + 32];
+    ngx_http_starling_engine_info_t  info;
+
+    ngx_http_starling_upstream(ctx, side, role, &up);
+
+    if (ctx->handoff != ST_HANDOFF_NONE && ctx->handoff != ST_HANDOFF_PULL) {
+        up.bootstrap_host = host;
+        up.bootstrap_addr = addr;
+        up.remote_host = info.kv_host;
+        up.remote_engine_id = info.engine_id;
+
+        ngx_http_starling_get_info(st_cluster_engine(ctx->cluster->shared,
+                                                     ctx->prefill.engine->id),
+                                   &info);
+
+        if (ngx_http_starling_remote(ctx, &up) != NGX_OK) {
+            goto failed;
+        }
+    }
+
+    st_buf_clear(&side->body);
+    st_buf_clear(&side->answer);
+
+    if (st_upstream_body(ctx->relay, &up, &path, &side->body) != ST_OK
+        || ngx_http_starling_headers(ctx, side, &headers) != NGX_OK)
+    {
+        goto failed;
+    }
+
+    translate = ctx->kind == ST_API_CHAT
+                && ngx_strcmp(path, "/v1/chat/completions") != 0;
+
+    if (role != ST_LEG_PREFILL
+        && ngx_http_starling_reply_init(ctx, translate) != NGX_OK)
+    {
+        goto failed;
+    }
+
+    slot = st_cluster_engine(ctx->cluster->shared, side->engine->id);
+    atomic_fetch_add_explicit(&slot->requests, 1, memory_order_relaxed);
+
+    side->sent_ns = ngx_http_starling_now();
+    side->active = 1;
+
+    if (ngx_http_starling_leg_start(&side->leg, ctx->cluster, side->engine,
+                                    "POST", path, &headers, &side->body,
+                                    ctx->cluster->first_token_timeout,
+                                    handlers, ctx,
+                                    ctx->request->connection->log)
+        != NGX_OK)
+    {
+        side->active = 0;
+        ngx_http_starling_leg_lost(ctx, side, side->leg.error);
+        return NGX_ERROR;
+    }
+
+    return NGX_OK;
+
+failed:
+
+    ngx_http_starling_end_legs(ctx);
+    ngx_http_starling_release(ctx, &ctx->prefill);
+    ngx_http_starling_release(ctx, &ctx->decode);
+    ngx_http_starling_refuse(ctx, NGX_HTTP_INTERNAL_SERVER_ERROR, NULL, NULL,
+                             0, "The request for an engine could not be made");
+    return NGX_ERROR;
+}
+
+
+static void
+ngx_http_starling_upstream(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, st_leg_role role, st_upstream_plan *up)
+{
+    int64_t                     max_len;
+    st_engine_slot             *slot;
+    ngx_http_starling_model_t  *model;
+
+    model = ctx->model;
+    slot = st_cluster_engine(ctx->cluster->shared, side->engine->id);
+
+    ngx_memzero(up, sizeof(st_upstream_plan));
+    up->kind = side->engine->kind;
+    up->role = role;
+    up->handoff = ctx->handoff;
+    up->model = model->upstream.len ? (char *) model->upstream.data
+                                    : model->names[0];
+
+    /* a chat's log-probabilities are not those of a completion */
+
+    if (ctx->ids_json.len
+        && !(ctx->kind == ST_API_CHAT && ctx->relay->wants_logprobs
+             && side->engine->kind != ST_KIND_STARLING))
+    {
+        up->ids_json = ctx->ids_json.data;
+        up->ids_json_len = ctx->ids_json.len;
+        up->n_ids = ctx->ids.len;
+    }
+
+    max_len = model->max_len > 0
+              ? model->max_len
+              : atomic_load_explicit(&slot->max_model_len,
+                                     memory_order_relaxed);
+
+    up->default_max_tokens = max_len > ctx->route.prompt_tokens
+                             ? max_len - ctx->route.prompt_tokens : 0;
+
+    if (ctx->kv_params.len) {
+        up->kv_params = ctx->kv_params.data;
+        up->kv_params_len = ctx->kv_params.len;
+    }
+}
+
+
+/* how two engines find each other; fills what up's pointers point to */
+
+static ngx_int_t
+ngx_http_starling_remote(ngx_http_starling_ctx_t *ctx, st_upstream_plan *up)
+{
+    int                          port;
+    u_char                      *p, text[NGX_SOCKADDR_STRLEN];
+    size_t                       n;
+    ngx_addr_t                  *a;
+    st_engine_slot              *slot;
+    ngx_http_starling_engine_t  *engine;
+
+    engine = ctx->prefill.engine;
+    slot = st_cluster_engine(ctx->cluster->shared, engine->id);
+    a = &engine->addrs[0];
+
+    if (a->sockaddr->sa_family == AF_UNIX) {
+        n = ngx_cpymem(text, "127.0.0.1", 9) - text;
+
+    } else {
+        n = ngx_sock_ntop(a->sockaddr, a->socklen, text, sizeof(text), 0);
+    }
+
+    p = ngx_cpymem((u_char *) up->bootstrap_host, text, n);
+    *p = '\0';
+
+    port = atomic_load_explicit(&slot->bootstrap_port, memory_order_relaxed);
+    if (port == 0) {
+        port = engine->bootstrap_port ? engine->bootstrap_port : 8998;
+    }
+
+    up->bootstrap_port = port;
+    up->bootstrap_room = ctx->room;
+    up->transfer_id = ctx->transfer_id;
+
+    p = ngx_sprintf((u_char *) up->bootstrap_addr,
+                    a->sockaddr->sa_family == AF_INET6 ? "http://[%*s]:%d%Z"
+                                                       : "http://%*s:%d%Z",
+                    n, text, port);
+
+    /* a listener on all addresses is met at the one we know */
+
+    if (up->remote_host[0] == '\0' || ngx_strcmp(up->remote_host, "0.0.0.0") == 0
+        || ngx_strcmp(up->remote_host, "::") == 0)
+    {
+        up->remote_host = up->bootstrap_host;
+    }
+
+    up->remote_port = atomic_load_explicit(&slot->kv_port,
+                                           memory_order_relaxed);
+
+    return p ? NGX_OK : NGX_ERROR;
+}
+
+
+static ngx_int_t
+ngx_http_starling_headers(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, ngx_str_t *headers)
+{
+    u_char  *p;
+
+    *headers = ctx->headers;
+
+    if (side->engine->dp_size <= 1 || ctx->depth == NULL) {
+        return NGX_OK;
+    }
+
+    p = ngx_pnalloc(ctx->request->pool, headers->len + 48);
+    if (p == NULL) {
+        return NGX_ERROR;
+    }
+
+    headers->len = ngx_sprintf(p, "%VX-data-parallel-rank: %d\r\n",
+                               &ctx->headers,
+                               st_cluster_best_rank(ctx->cluster->shared,
+                                                    side->engine->id,
+                                                    ctx->depth))
+                   - p;
+    headers->data = p;
+
+    return NGX_OK;
+}
+
+
+/* the prefill leg */
+
+static ngx_int_t
+ngx_http_starling_prefill_body(ngx_http_starling_leg_t *leg, u_char *p,
+    size_t n)
+{
+    ngx_connection_t          *c;
+    ngx_http_starling_ctx_t   *ctx;
+    ngx_http_starling_side_t  *side;
+
+    ctx = leg->data;
+    side = &ctx->prefill;
+    c = ctx->request->connection;
+
+    if (leg->response.status != 200) {
+        n = ngx_min(n, NGX_HTTP_STARLING_ERROR_BODY
+                       - ngx_min(side->answer.len,
+                                 NGX_HTTP_STARLING_ERROR_BODY));
+
+    } else if (side->answer.len + n > NGX_HTTP_STARLING_ANSWER_MAX) {
+        n = 0;
+    }
+
+    if (n == 0 || st_buf_append(&side->answer, p, n) == ST_OK) {
+        return NGX_OK;
+    }
+
+    ngx_http_starling_leg_close(leg);
+    side->active = 0;
+    ngx_http_starling_leg_lost(ctx, side, NGX_HTTP_STARLING_LEG_GARBAGE);
+    ngx_http_run_posted_requests(c);
+
+    return NGX_ERROR;
+}
+
+
+static void
+ngx_http_starling_prefill_done(ngx_http_starling_leg_t *leg,
+    ngx_http_starling_leg_error_e error)
+{
+    ngx_connection_t         *c;
+    ngx_http_starling_ctx_t  *ctx;
+
+    ctx = leg->data;
+    c = ctx->request->connection;
+    ngx_http_set_log_request(c->log, ctx->request);
+
+    ctx->prefill.active = 0;
+
+    if (error != NGX_HTTP_STARLING_LEG_OK) {
+        ngx_http_starling_leg_lost(ctx, &ctx->prefill, error);
+
+    } else if (leg->response.status != 200) {
+        ngx_http_starling_bad_status(ctx, &ctx->prefill);
+
+    } else {
+        ngx_http_starling_prefilled(ctx);
+    }
+
+    ngx_http_run_posted_requests(c);
+}
+
+
+static void
+ngx_http_starling_prefilled(ngx_http_starling_ctx_t *ctx)
+{
+    float                         speed, before;
+    uint64_t                      now;
+    st_error                      err;
+    st_status                     rc;
+    st_engine_slot               *slot;
+    st_cluster_metrics           *m;
+    ngx_http_starling_side_t     *side;
+    ngx_http_starling_cluster_t  *cl;
+
+    cl = ctx->cluster;
+    side = &ctx->prefill;
+    now = ngx_http_starling_now();
+    slot = st_cluster_engine(cl->shared, side->engine->id);
+
+    (void) st_cluster_outcome(cl->shared, side->engine->id, ST_OUTCOME_OK, now);
+    ngx_http_starling_note(ctx, side->engine->id);
+
+    /* short prompts say more about the way there than about the engine */
+
+    if (ctx->plan.prefill_tokens >= 64 && now > side->sent_ns) {
+        speed = ctx->plan.prefill_tokens * 1e9f / (now - side->sent_ns);
+        before = atomic_load_explicit(&slot->prefill_tokens_per_s,
+                                      memory_order_relaxed);
+        atomic_store_explicit(&slot->prefill_tokens_per_s,
+                              before > 0 ? 0.8f * before + 0.2f * speed
+                                         : speed,
+                              memory_order_relaxed);
+    }
+
+    ngx_http_starling_release(ctx, side);
+
+    if (ctx->handoff != ST_HANDOFF_PULL) {
+        st_buf_free(&side->body);
+        return;
+    }
+
+    st_buf_clear(&ctx->kv_params);
+    rc = st_upstream_kv_params(side->answer.data ? side->answer.data : "",
+                               side->answer.len, &ctx->kv_params, &err);
+
+    st_buf_free(&side->body);
+    st_buf_free(&side->answer);
+
+    if (rc != ST_OK) {
+        /* it computes, but does not hand over: one engine does it all */
+        ngx_log_error(NGX_LOG_ERR, ctx->request->connection->log, 0,
+                      "engine %V has nothing to hand over: %s",
+                      &side->engine->address, err.text);
+
+        m = st_cluster_get_metrics(cl->shared);
+        atomic_fetch_add_explicit(&m->half_failed, 1, memory_order_relaxed);
+
+        st_buf_clear(&ctx->kv_params);
+        ngx_http_starling_release(ctx, &ctx->decode);
+        ctx->route.disaggregate = false;
+        ngx_http_starling_schedule(ctx);
+        return;
+    }
+
+    if (ctx->decode.claim.engine >= 0) {
+        st_request_phase(ctx->slot, ST_PHASE_DECODE_WAITING, now);
+        st_request_phase(ctx->slot, ST_PHASE_DECODE_SCHEDULED, now);
+        ngx_http_starling_decode(ctx);
+        return;
+    }
+
+    ctx->decode_stage = 1;
+    ngx_http_starling_schedule(ctx);
+}
+
+
+/* failures */
+
+void
+ngx_http_starling_leg_lost(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, ngx_http_starling_leg_error_e error)
+{
+    switch (error) {
+
+    case NGX_HTTP_STARLING_LEG_CONNECT:
+        ngx_http_starling_failed(ctx, side, ST_OUTCOME_BROKEN, 0, -1,
+                                 "could not be reached");
+        return;
+
+    case NGX_HTTP_STARLING_LEG_TIMEOUT:
+        ngx_http_starling_failed(ctx, side,
+                                 side->leg.body_given ? ST_OUTCOME_BROKEN
+                                                      : ST_OUTCOME_SLOW,
+                                 NGX_HTTP_GATEWAY_TIME_OUT, -1,
+                                 "did not answer in time");
+        return;
+
+    case NGX_HTTP_STARLING_LEG_GARBAGE:
+        ngx_http_starling_failed(ctx, side, ST_OUTCOME_BROKEN,
+                                 NGX_HTTP_BAD_GATEWAY, -1,
+                                 "sent an invalid answer");
+        return;
+
+    default:
+        ngx_http_starling_failed(ctx, side, ST_OUTCOME_BROKEN,
+                                 NGX_HTTP_BAD_GATEWAY, -1,
+                                 "closed the connection");
+    }
+}
+
+
+/* status 0: it was never reached */
+
+void
+ngx_http_starling_failed(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, st_outcome outcome, ngx_uint_t status,
+    ngx_int_t retry_after, const char *why)
+{
+    int32_t                       id;
+    st_cluster_metrics           *m;
+    ngx_http_starling_cluster_t  *cl;
+
+    cl = ctx->cluster;
+    id = side->engine->id;
+    m = st_cluster_get_metrics(cl->shared);
+
+    (void) st_cluster_outcome(cl->shared, id, outcome, ngx_http_starling_now());
+
+    ngx_log_error(NGX_LOG_ERR, ctx->request->connection->log, 0,
+                  "engine %V %s", &side->engine->address, why);
+
+    if (side == &ctx->prefill && ctx->started) {
+        /* the decode engine has had what it needs */
+        ngx_http_starling_release(ctx, side);
+        return;
+    }
+
+    if (side == &ctx->prefill ? ctx->decode.active : ctx->prefill.active) {
+        atomic_fetch_add_explicit(&m->half_failed, 1, memory_order_relaxed);
+    }
+
+    ngx_http_starling_end_legs(ctx);
+    ngx_http_starling_release(ctx, &ctx->prefill);
+    ngx_http_starling_release(ctx, &ctx->decode);
+
+    ctx->failed_status = status ? status : NGX_HTTP_BAD_GATEWAY;
+    ctx->failed_why = why;
+    ctx->retry_after = retry_after;
+
+    if (ctx->started) {
+        ngx_http_starling_reply_error(ctx, ctx->failed_status, why);
+        return;
+    }
+
+    /* where nothing was sent nothing is lost, until the breaker says so */
+
+    if (status == 0 && ctx->connects < NGX_HTTP_STARLING_CONNECTS) {
+        ctx->connects++;
+
+    } else if (ctx->retries) {
+        ctx->retries--;
+
+    } else {
+        ngx_http_starling_give_up(ctx);
+        return;
+    }
+
+    atomic_fetch_add_explicit(&m->retries, 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&st_cluster_engine(cl->shared, id)->retries_from,
+                              1, memory_order_relaxed);
+
+    ctx->tried[id / 64] |= UINT64_C(1) << (id % 64);
+    ctx->excluding = 1;
+    ctx->decode_stage = 0;
+    st_buf_clear(&ctx->kv_params);
+
+    ngx_http_starling_schedule(ctx);
+}
+
+
+static void
+ngx_http_starling_give_up(ngx_http_starling_ctx_t *ctx)
+{
+    ngx_uint_t  wait;
+
+    wait = 0;
+
+    if (ctx->failed_status == NGX_HTTP_TOO_MANY_REQUESTS
+        || ctx->failed_status == NGX_HTTP_SERVICE_UNAVAILABLE)
+    {
+        wait = ctx->retry_after > 0 ? (ngx_uint_t) ctx->retry_after : 1;
+    }
+
+    ngx_http_starling_refuse(ctx, ctx->failed_status, "engine_failed", NULL,
+                             wait, "The engine %s, and so did others that were "
+                             "tried", ctx->failed_why);
+}
+
+
+void
+ngx_http_starling_bad_status(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side)
+{
+    int        status;
+    st_buf     text = ST_BUF_INIT;
+    ngx_int_t  retry_after;
+
+    status = side->leg.response.status;
+    retry_after = side->leg.response.retry_after;
+
+    if (status == 429 || status == 503) {
+        ngx_http_starling_failed(ctx, side, ST_OUTCOME_BUSY, status,
+                                 retry_after, "is busy");
+        return;
+    }
+
+    if (status == 401 || status == 403) {
+        ngx_http_starling_failed(ctx, side, ST_OUTCOME_OK,
+                                 NGX_HTTP_BAD_GATEWAY, -1,
+                                 "refused the gateway's API key");
+        return;
+    }
+
+    if (status < 400 || status >= 500) {
+        ngx_http_starling_failed(ctx, side, ST_OUTCOME_BROKEN,
+                                 NGX_HTTP_BAD_GATEWAY, -1,
+                                 "reported an error");
+        return;
+    }
+
+    /* the client's own mistake, which any engine would find */
+
+    (void) st_cluster_outcome(ctx->cluster->shared, side->engine->id,
+                              ST_OUTCOME_OK, ngx_http_starling_now());
+
+    if (side == &ctx->prefill && ctx->started) {
+        ngx_http_starling_release(ctx, side);
+        return;
+    }
+
+    ngx_http_starling_end_legs(ctx);
+    ngx_http_starling_release(ctx, &ctx->prefill);
+    ngx_http_starling_release(ctx, &ctx->decode);
+
+    if (!st_upstream_error_message(side->answer.data ? side->answer.data : "",
+                                   side->answer.len, &text)
+        || text.len == 0)
+    {
+        ngx_http_starling_refuse(ctx, status, NULL, NULL, 0,
+                                 "The engine refused the request with status "
+                                 "%d", status);
+
+    } else {
+        ngx_http_starling_refuse(ctx, status, NULL, NULL, 0, "%s", text.data);
+    }
+
+    st_buf_free(&text);
+}
+
+
+void
+ngx_http_starling_end_legs(ngx_http_starling_ctx_t *ctx)
+{
+    if (ctx->decode.active) {
+        ctx->decode.active = 0;
+        ngx_http_starling_leg_close(&ctx->decode.leg);
+    }
+
+    if (ctx->prefill.active) {
+        ctx->prefill.active = 0;
+
+        if (!ctx->gone || ctx->handoff != ST_HANDOFF_PULL
+            || ctx->prefill.engine->kind != ST_KIND_VLLM
+            || ngx_http_starling_orphan(ctx, &ctx->prefill) != NGX_OK)
+        {
+            ngx_http_starling_leg_close(&ctx->prefill.leg);
+        }
+    }
+}
+
+
+/*
+ * vLLM's blocks may be on their way when a prefill is cut off; so it goes on
+ * for a bounded time, with its claim, and its answer is dropped.
+ */
+
+static ngx_int_t
+ngx_http_starling_orphan(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side)
+{
+    ngx_connection_t            *c;
+    ngx_http_starling_orphan_t  *o;
+
+    c = side->leg.peer.connection;
+    o = ngx_calloc(sizeof(ngx_http_starling_orphan_t), ngx_cycle->log);
+
+    if (c == NULL || o == NULL) {
+        if (o) {
+            ngx_free(o);
+        }
+
+        return NGX_ERROR;
+    }
+
+    o->leg = side->leg;
+    o->body = side->body;
+    o->claim = side->claim;
+    ngx_memzero(&side->leg, sizeof(ngx_http_starling_leg_t));
+    ngx_memzero(&side->body, sizeof(st_buf));
+    side->claim.engine = -1;
+
+    o->leg.body = &o->body;
+    o->leg.data = o;
+    o->leg.handlers = &ngx_http_starling_orphan_handlers;
+    o->leg.log = ngx_cycle->log;
+    o->leg.peer.log = ngx_cycle->log;
+
+    c->data = &o->leg;
+    c->log = ngx_cycle->log;
+    c->read->log = ngx_cycle->log;
+    c->write->log = ngx_cycle->log;
+
+    o->timer.handler = ngx_http_starling_orphan_timeout;
+    o->timer.data = o;
+    o->timer.log = ngx_cycle->log;
+    ngx_add_timer(&o->timer, NGX_HTTP_STARLING_ORPHAN_MSEC);
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_starling_orphan_body(ngx_http_starling_leg_t *leg, u_char *p, size_t n)
+{
+    return NGX_OK;
+}
+
+
+static void
+ngx_http_starling_orphan_done(ngx_http_starling_leg_t *leg,
+    ngx_http_starling_leg_error_e error)
+{
+    ngx_http_starling_orphan_t   *o;
+    ngx_http_starling_cluster_t  *cl;
+
+    o = leg->data;
+    cl = leg->cluster;
+
+    if (o->timer.timer_set) {
+        ngx_del_timer(&o->timer);
+    }
+
+    if (o->claim.engine >= 0) {
+        st_cluster_release(cl->shared, cl->row, &o->claim,
+                           ngx_http_starling_now());
+    }
+
+    st_buf_free(&o->body);
+    ngx_free(o);
+}
+
+
+static void
+ngx_http_starling_orphan_timeout(ngx_event_t *ev)
+{
+    ngx_http_starling_orphan_t  *o;
+
+    o = ev->data;
+    ngx_http_starling_leg_close(&o->leg);
+    ngx_http_starling_orphan_done(&o->leg, NGX_HTTP_STARLING_LEG_TIMEOUT);
+}
