@@ -328,8 +328,10 @@ void ngx_http_starling_health_stop(ngx_http_starling_cluster_t *cl);
 /* /starling/... (ngx_http_starling_status.c, ngx_http_starling_metrics.c) */
 
 ngx_int_t ngx_http_starling_status_handler(ngx_http_request_t *r);
-ngx_int_t ngx_http_starling_metrics(ngx_http_starling_main_conf_t *mcf,
-    st_buf *out);
+/* by slot, ST_CLUSTER_MAX_ENGINES of them, until the next call */
+const st_load *ngx_http_starling_loads(ngx_http_starling_cluster_t *cl);
+st_status ngx_http_starling_metrics(ngx_http_starling_main_conf_t *mcf,
+    st_buf *out) ST_NODISCARD;
 
 
 #endif /* _NGX_HTTP_STARLING_H_INCLUDED_ */
