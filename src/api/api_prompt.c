@@ -56,15 +56,16 @@ static st_status render(const st_api_parsed *req, const st_chat_template *tmpl, 
 
 /* Prompts for the model that are far too long are not tokenized to their end. */
 static st_status encode(const st_api_parsed *req, const st_api_context *ctx,
-                        const st_tokenizer *tok, const char *text, size_t len, st_ids *out,
-                        st_api_error *err)
+                        const st_tokenizer *tok, st_token_cache *cache, const char *text,
+                        size_t len, st_ids *out, st_api_error *err)
 {
     st_error why;
     const char *param = req->pub.chat ? "messages" : "prompt";
     unsigned flags = req->pub.add_special_tokens ? ST_ENCODE_ADD_SPECIAL : 0;
     bool limited = req->pub.kind & (ST_API_COMPLETION | ST_API_CHAT);
     size_t most = limited ? (size_t)ctx->max_model_len * COUNTED_CONTEXTS : SIZE_MAX;
-    st_status s = st_tokenizer_encode_limited(tok, text, len, flags, most, out, &why);
+    st_status s = cache ? st_token_cache_encode(cache, text, len, flags, most, out, &why)
+                        : st_tokenizer_encode_limited(tok, text, len, flags, most, out, &why);
     if (s == ST_EFULL)
         return st_api_fail(err, 400, param, "context_length_exceeded",
                            "the prompt has more than %zu tokens: this model's context is %d "
@@ -73,13 +74,10 @@ static st_status encode(const st_api_parsed *req, const st_api_context *ctx,
     return s ? st_api_fail_from(err, param, &why) : ST_OK;
 }
 
-static st_status check_length(const st_api_request *r, const st_api_context *ctx, size_t n,
-                              st_api_error *err)
+st_status st_api_check_length(st_api_kind kind, const char *param, const st_api_context *ctx,
+                              size_t n, st_api_error *err)
 {
-    const char *param = r->chat                  ? "messages"
-                        : r->kind == ST_API_CHAT ? "prompt_token_ids"
-                                                 : "prompt";
-    if (!(r->kind & (ST_API_COMPLETION | ST_API_CHAT)))
+    if (!(kind & (ST_API_COMPLETION | ST_API_CHAT)))
         return ST_OK;
     if (n == 0)
         return st_api_fail(err, 400, param, NULL,
@@ -94,9 +92,26 @@ static st_status check_length(const st_api_request *r, const st_api_context *ctx
     return ST_OK;
 }
 
+static st_status check_length(const st_api_request *r, const st_api_context *ctx, size_t n,
+                              st_api_error *err)
+{
+    const char *param = r->chat                  ? "messages"
+                        : r->kind == ST_API_CHAT ? "prompt_token_ids"
+                                                 : "prompt";
+    return st_api_check_length(r->kind, param, ctx, n, err);
+}
+
 st_status st_api_prompt_ids(const st_api_request *r, size_t i, const st_api_context *ctx,
                             const st_tokenizer *tok, const st_chat_template *tmpl, int64_t now,
                             st_ids *out, st_api_error *err)
+{
+    return st_api_prompt_ids_cached(r, i, ctx, tok, tmpl, NULL, now, out, err);
+}
+
+st_status st_api_prompt_ids_cached(const st_api_request *r, size_t i, const st_api_context *ctx,
+                                   const st_tokenizer *tok, const st_chat_template *tmpl,
+                                   st_token_cache *cache, int64_t now, st_ids *out,
+                                   st_api_error *err)
 {
     const st_api_parsed *req = (const st_api_parsed *)r;
     size_t before = out->len;
@@ -105,9 +120,9 @@ st_status st_api_prompt_ids(const st_api_request *r, size_t i, const st_api_cont
     if (r->chat) {
         s = render(req, tmpl, now, &text, err);
         if (!s)
-            s = encode(req, ctx, tok, text.data ? text.data : "", text.len, out, err);
+            s = encode(req, ctx, tok, cache, text.data ? text.data : "", text.len, out, err);
     } else if (r->prompts[i].text) {
-        s = encode(req, ctx, tok, r->prompts[i].text, r->prompts[i].len, out, err);
+        s = encode(req, ctx, tok, cache, r->prompts[i].text, r->prompts[i].len, out, err);
     } else {
         s = st_ids_append(out, r->prompts[i].ids, r->prompts[i].n_ids);
         if (s)

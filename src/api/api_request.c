@@ -282,8 +282,8 @@ static json_t *load(const char *body, size_t len, st_api_error *err)
     return root;
 }
 
-st_status st_api_parse(st_api_kind kind, const char *body, size_t len, const st_api_context *ctx,
-                       st_api_request **out, st_api_error *err)
+st_status st_api_parse_tree(st_api_kind kind, json_t *root, const st_api_context *ctx,
+                            st_api_request **out, st_api_error *err)
 {
     *out = NULL;
     st_api_parsed *req = calloc(1, sizeof *req);
@@ -291,24 +291,29 @@ st_status st_api_parse(st_api_kind kind, const char *body, size_t len, const st_
     if (!req || !arena) {
         free(req);
         st_arena_free(arena);
+        json_decref(root);
         return st_api_fail(err, 503, NULL, NULL, "memory is short");
     }
     req->arena = arena;
-    st_api_parser p = {.req = req, .ctx = ctx, .kind = kind, .err = err};
-    req->root = load(body, len, err);
-    st_status s = ST_EINVAL;
-    if (req->root) {
-        p.template_vars = json_object();
-        s = p.template_vars ? parse_fields(&p)
-                            : st_api_fail(err, 503, NULL, NULL, "memory is short");
-        json_decref(p.template_vars);
-    }
-    if (s) {
+    req->root = root;
+    st_api_parser p = {
+        .req = req, .ctx = ctx, .kind = kind, .err = err, .template_vars = json_object()};
+    st_status s =
+        p.template_vars ? parse_fields(&p) : st_api_fail(err, 503, NULL, NULL, "memory is short");
+    json_decref(p.template_vars);
+    if (s)
         st_api_request_free(&req->pub);
-        return s;
-    }
-    *out = &req->pub;
-    return ST_OK;
+    else
+        *out = &req->pub;
+    return s;
+}
+
+st_status st_api_parse(st_api_kind kind, const char *body, size_t len, const st_api_context *ctx,
+                       st_api_request **out, st_api_error *err)
+{
+    *out = NULL;
+    json_t *root = load(body, len, err);
+    return root ? st_api_parse_tree(kind, root, ctx, out, err) : ST_EINVAL;
 }
 
 void st_api_request_free(st_api_request *r)

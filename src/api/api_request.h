@@ -4,6 +4,7 @@
 
 #include "base/arena.h"
 #include "starling/api.h"
+#include "text/token_cache.h"
 
 typedef struct st_api_parsed {
     st_api_request pub; /* first: st_api_request * is cast to this */
@@ -38,5 +39,17 @@ ST_NODISCARD st_status st_api_build_chat(st_api_parser *p);
 /* A list of token ids, in the vocabulary; path names it in errors. */
 ST_NODISCARD st_status st_api_parse_ids(const st_api_parser *p, const char *key, const char *path,
                                         const json_t *list, const int32_t **ids, size_t *n);
+
+/* st_api_parse of a body that is a tree already; takes root over, also on failure. */
+ST_NODISCARD st_status st_api_parse_tree(st_api_kind kind, json_t *root, const st_api_context *ctx,
+                                         st_api_request **out, st_api_error *err);
+/* st_api_prompt_ids through a cache (may be NULL). */
+ST_NODISCARD st_status st_api_prompt_ids_cached(const st_api_request *r, size_t i,
+                                                const st_api_context *ctx, const st_tokenizer *tok,
+                                                const st_chat_template *tmpl, st_token_cache *cache,
+                                                int64_t now, st_ids *out, st_api_error *err);
+/* Whether a prompt of n tokens leaves room for an answer; param names it in errors. */
+ST_NODISCARD st_status st_api_check_length(st_api_kind kind, const char *param,
+                                           const st_api_context *ctx, size_t n, st_api_error *err);
 
 #endif

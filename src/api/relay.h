@@ -72,6 +72,10 @@ typedef struct st_relay_model {
     st_token_cache *cache; /* may be NULL */
 } st_relay_model;
 
+/* Whether an engine of this kind can be sent the prompt's ids: no text_only request, no batch, and
+ * no log-probabilities of a chat that would have to be turned back. */
+bool st_relay_takes_ids(const st_relay_request *r, st_engine_kind kind);
+
 /* The prompt's ids (the template rendered, text encoded). Thread-safe. now: seconds since 1970.
  * Not for text_only requests nor n_prompts > 1. Errors are the client's (400, context length). */
 ST_NODISCARD st_status st_relay_tokenize(const st_relay_request *r, const st_relay_model *m,
@@ -107,8 +111,12 @@ typedef struct st_upstream_plan {
     uint64_t bootstrap_room; /* below 2^63 */
 } st_upstream_plan;
 
+/* Whether a chat goes to /v1/completions with this plan, so that its answer is to be turned back
+ * (st_relay_reply_new's translate). */
+bool st_relay_translates(const st_relay_request *r, const st_upstream_plan *plan);
+
 /* Appends the body for one engine and gives its path ("/v1/completions", ...). Thread-safe for
- * different requests (uses r's splice). */
+ * different requests (uses r's splice). ST_EINVAL: ids where st_relay_takes_ids says no. */
 ST_NODISCARD st_status st_upstream_body(st_relay_request *r, const st_upstream_plan *plan,
                                         const char **path, st_buf *out);
 

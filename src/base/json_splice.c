@@ -243,15 +243,23 @@ st_status st_splice_set(st_splice *s, const char *key, const char *json, size_t 
     return ST_OK;
 }
 
-st_status st_splice_remove(st_splice *s, const char *key)
+static st_status remove_entry(entry *e)
 {
-    entry *e = find_entry(s, key, strlen(key));
-    if (!e)
-        return ST_OK;
     if (e->edit != EDIT_NONE)
         return ST_EINVAL;
     e->edit = EDIT_REMOVE;
     return ST_OK;
+}
+
+st_status st_splice_remove(st_splice *s, const char *key)
+{
+    entry *e = find_entry(s, key, strlen(key));
+    return e ? remove_entry(e) : ST_OK;
+}
+
+st_status st_splice_remove_at(st_splice *s, size_t i)
+{
+    return remove_entry(&s->entries[i]);
 }
 
 void st_splice_reset(st_splice *s)

@@ -40,6 +40,7 @@ ST_NODISCARD st_status st_member_text(const st_splice *s, const st_member *m, st
  * when it is absent, removing an absent one does nothing. */
 ST_NODISCARD st_status st_splice_set(st_splice *s, const char *key, const char *json, size_t len);
 ST_NODISCARD st_status st_splice_remove(st_splice *s, const char *key);
+ST_NODISCARD st_status st_splice_remove_at(st_splice *s, size_t i); /* member i of the text */
 void st_splice_reset(st_splice *s); /* forgets the edits: the same body for another engine */
 /* Appends the edited text. */
 ST_NODISCARD st_status st_splice_apply(const st_splice *s, st_buf *out);

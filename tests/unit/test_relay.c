@@ -1,0 +1,814 @@
+/* src/api/relay.h: what of a client's body is looked at, what engines are sent, byte for byte, and
+ * what of their answers reaches the client. */
+#include "cmocka_all.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "api/relay.h"
+
+#define CHAT ST_API_CHAT
+#define COMP ST_API_COMPLETION
+#define MSG  "\"messages\":[{\"role\":\"user\",\"content\":\"max_tokens\"}]"
+
+static st_relay_request *parse(st_api_kind kind, const char *body)
+{
+    st_relay_request *r;
+    st_api_error err;
+    if (st_relay_parse(kind, body, strlen(body), &r, &err))
+        fail_msg("%s: %s", body, err.why.text);
+    return r;
+}
+
+/* ---- parsing ---- */
+
+static void refused(void **state)
+{
+    (void)state;
+    static const struct {
+        st_api_kind kind;
+        const char *body, *param, *says;
+    } cases[] = {
+        {CHAT, "", "", "empty"},
+        {CHAT, "[]", "", "not a JSON object"},
+        {CHAT, "{" MSG, "", "line 1, column 53"},
+        {CHAT, "{" MSG ",\"n\":1,\"n\":2}", "", "'n' is there twice"},
+        {CHAT, "{\"a\":\"\x80\"," MSG "}", "", "UTF-8"},
+        {CHAT, "{}", "messages", "is missing"},
+        {CHAT, "{\"messages\":null}", "messages", "is missing"},
+        {CHAT, "{\"messages\":[]}", "messages", "is a list: expected a non-empty list"},
+        {CHAT, "{\"messages\":\"x\"}", "messages", "is a string"},
+        {CHAT, "{" MSG ",\"model\":7}", "model", "model is 7: expected a string"},
+        {CHAT, "{" MSG ",\"model\":\"a\\u0000b\"}", "model", "U+0000"},
+        {CHAT, "{" MSG ",\"stream\":\"yes\"}", "stream", "true or false"},
+        {CHAT, "{" MSG ",\"stream_options\":{}}", "stream_options", "stream to be true"},
+        {CHAT, "{" MSG ",\"stream\":true,\"stream_options\":[]}", "stream_options", "an object"},
+        {CHAT, "{" MSG ",\"max_tokens\":0}", "max_tokens", "max_tokens is 0"},
+        {CHAT, "{" MSG ",\"max_tokens\":1.5}", "max_tokens", "1.5"},
+        {CHAT, "{" MSG ",\"max_tokens\":99999999999999999999}", "max_tokens", "from 1 to"},
+        {CHAT, "{" MSG ",\"max_completion_tokens\":\"9\"}", "max_completion_tokens", "a string"},
+        {CHAT, "{" MSG ",\"n\":129}", "n", "from 1 to 128"},
+        {CHAT, "{" MSG ",\"logprobs\":3}", "logprobs", "true or false"},
+        {CHAT, "{" MSG ",\"priority\":true}", "priority", "is true"},
+        {CHAT, "{" MSG ",\"cache_salt\":{}}", "cache_salt", "an object"},
+        {CHAT, "{" MSG ",\"kv_transfer_params\":{}}", "kv_transfer_params", "only the gateway"},
+        {CHAT, "{" MSG ",\"bootstrap_room\":1}", "bootstrap_room", "only the gateway"},
+        {CHAT, "{" MSG ",\"bootstrap_host\":\"h\"}", "bootstrap_host", "only the gateway"},
+        {CHAT, "{" MSG ",\"bootstrap_port\":1}", "bootstrap_port", "only the gateway"},
+        {CHAT, "{\"prompt_token_ids\":[1]}", "prompt_token_ids", "only the gateway"},
+        {COMP, "{\"kv_transfer\\u005fparams\":{},\"prompt\":\"x\"}", "kv_transfer_params", "only"},
+        {COMP, "{}", "prompt", "is missing"},
+        {COMP, "{\"prompt\":[]}", "prompt", "expected a string"},
+        {COMP, "{\"prompt\":7}", "prompt", "expected a string"},
+        {COMP, "{\"prompt\":[1,\"a\"]}", "prompt", "expected a string"},
+        {COMP, "{\"prompt\":[{}]}", "prompt", "expected a string"},
+        {COMP, "{\"prompt\":\"x\",\"logprobs\":true}", "logprobs", "a whole number"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        st_relay_request *r;
+        st_api_error err;
+        st_status s = st_relay_parse(cases[i].kind, cases[i].body, strlen(cases[i].body), &r, &err);
+        if (!s || r || err.http_status != 400 || strcmp(err.param, cases[i].param) != 0 ||
+            !strstr(err.why.text, cases[i].says))
+            fail_msg("%s: %s: %s", cases[i].body, s ? err.param : "taken", s ? err.why.text : "");
+    }
+}
+
+static void fields(void **state)
+{
+    (void)state;
+    st_relay_request *r = parse(
+        CHAT,
+        "{\"model\":\"le\\u0078\"," MSG ",\"stream\":true,\"stream_options\":"
+        "{\"include_usage\":true},\"max_tokens\":5,\"max_completion_tokens\":7.0,\"n\":3,"
+        "\"cache_salt\":\"s\",\"priority\":-2,\"logprobs\":true,\"kv_transfer_params\":null}");
+    assert_string_equal(r->model.data, "lex");
+    assert_true(r->stream && r->include_usage && r->wants_logprobs && !r->text_only);
+    assert_true(r->max_tokens == 7 && r->n == 3 && r->priority == -2 && r->n_prompts == 1);
+    assert_string_equal(r->cache_salt.data, "s");
+    st_relay_request_free(r);
+    r = parse(CHAT, "{" MSG "}");
+    assert_true(r->model.len == 0 && !r->stream && !r->include_usage && r->max_tokens == -1);
+    assert_true(r->n == 1 && !r->wants_logprobs && r->cache_salt.len == 0 && !r->ids_given);
+    st_relay_request_free(r);
+    static const struct {
+        const char *body;
+        int64_t n_prompts, n;
+        bool ids;
+    } prompts[] = {
+        {"{\"prompt\":\"x\"}", 1, 1, false},
+        {"{\"prompt\":[1,2]}", 1, 1, true},
+        {"{\"prompt\":[[1,2]]}", 1, 1, true},
+        {"{\"prompt\":[\"x\"]}", 1, 1, false},
+        {"{\"prompt\":[\"x\",[1]],\"best_of\":2}", 2, 2, false},
+        {"{\"prompt_embeds\":\"x\"}", 1, 1, false},
+    };
+    for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
+        r = parse(COMP, prompts[i].body);
+        assert_int_equal(r->n_prompts, prompts[i].n_prompts);
+        assert_int_equal(r->n, prompts[i].n);
+        assert_int_equal(r->ids_given, prompts[i].ids);
+        st_relay_request_free(r);
+    }
+}
+
+static void text_only(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *field, *why; /* NULL: ids will do */
+    } cases[] = {
+        {"\"tools\":[{\"type\":\"function\"}]", "tools"},
+        {"\"tools\":[{}],\"tool_choice\":\"auto\"", "tools"},
+        {"\"tools\":[{}],\"tool_choice\":\"none\"", NULL},
+        {"\"tools\":[ ]", NULL},
+        {"\"tools\":null", NULL},
+        {"\"functions\":[{}]", "functions"},
+        {"\"response_format\":{\"type\":\"text\"}", NULL},
+        {"\"response_format\":{\"type\":\"json_object\"}", "response_format"},
+        {"\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{}}", "response_format"},
+        {"\"response_format\":\"text\"", "response_format"},
+        {"\"guided_json\":{}", "guided_json"},
+        {"\"guided_regex\":\"a\"", "guided_regex"},
+        {"\"structured_outputs\":{}", "structured_outputs"},
+        {"\"ebnf\":\"a\"", "ebnf"},
+        {"\"guided_json\":null", NULL},
+        {"\"chat_template\":\"x\"", "chat_template"},
+        {"\"chat_template_kwargs\":{\"guided_json\":1}", NULL},
+        {"\"modalities\":[\"text\"]", NULL},
+        {"\"modalities\":[\"text\",\"audio\"]", "modalities"},
+        {"\"prompt_logprobs\":1", "prompt_logprobs"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char body[256];
+        snprintf(body, sizeof body, "{%s," MSG "}", cases[i].field);
+        st_relay_request *r = parse(CHAT, body);
+        if (r->text_only != (cases[i].why != NULL) ||
+            (cases[i].why && strcmp(r->text_only_why, cases[i].why) != 0))
+            fail_msg("%s: %s", body, r->text_only ? r->text_only_why : "not text only");
+        assert_int_equal(st_relay_takes_ids(r, ST_KIND_VLLM), !r->text_only);
+        st_relay_request_free(r);
+    }
+    static const char *const parts[] = {"\"text\",\"text\":\"x\"", "\"image_url\",\"image_url\":{}",
+                                        "\"input_audio\""};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        char body[256];
+        snprintf(body, sizeof body,
+                 "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":%s}]}]}", parts[i]);
+        st_relay_request *r = parse(CHAT, body);
+        assert_int_equal(r->text_only, i > 0);
+        st_relay_request_free(r);
+    }
+    st_relay_request *r = parse(CHAT, "{" MSG ",\"logprobs\":true}");
+    assert_true(st_relay_takes_ids(r, ST_KIND_STARLING));
+    assert_false(st_relay_takes_ids(r, ST_KIND_VLLM) || st_relay_takes_ids(r, ST_KIND_SGLANG));
+    st_relay_request_free(r);
+}
+
+/* ---- bodies ---- */
+
+#define STARLING ST_KIND_STARLING
+#define VLLM     ST_KIND_VLLM
+#define SGLANG   ST_KIND_SGLANG
+#define WHOLE    .role = ST_LEG_WHOLE
+#define IDS      .ids_json = "[1,2]", .ids_json_len = 5, .n_ids = 2
+#define CHATS    "/v1/chat/completions"
+#define COMPS    "/v1/completions"
+
+static const struct {
+    st_api_kind kind;
+    const char *body;
+    st_upstream_plan plan;
+    const char *path, *result;
+} bodies[] = {
+    /* text, one engine: untouched */
+    {CHAT, " { " MSG " }\n", {.kind = VLLM, WHOLE}, CHATS, " { " MSG " }\n"},
+    {CHAT,
+     "{\"model\":\"a\"," MSG "}",
+     {.kind = SGLANG, WHOLE, .model = "b\"c"},
+     CHATS,
+     "{\"model\":\"b\\\"c\"," MSG "}"},
+    {CHAT,
+     "{" MSG "}",
+     {.kind = STARLING, WHOLE, .model = "b"},
+     CHATS,
+     "{" MSG ",\"model\":\"b\"}"},
+    /* ids */
+    {CHAT,
+     "{\"model\":\"a\"," MSG ",\"temperature\":0, \"logprobs\":true,\"tools\":[{}],"
+     "\"tool_choice\":\"none\"}",
+     {.kind = STARLING, WHOLE, IDS, .default_max_tokens = 9},
+     CHATS,
+     "{\"model\":\"a\",\"temperature\":0, \"logprobs\":true,\"prompt_token_ids\":[1,2]}"},
+    {COMP,
+     "{\"prompt\":\"max_tokens\",\"max_tokens\":4}",
+     {.kind = VLLM, WHOLE, IDS, .default_max_tokens = 9},
+     COMPS,
+     "{\"prompt\":[1,2],\"max_tokens\":4}"},
+    {COMP, "{\"prompt\":[[1,2]]}", {.kind = STARLING, WHOLE, IDS}, COMPS, "{\"prompt\":[1,2]}"},
+    /* a chat as a completion */
+    {CHAT,
+     "{\"model\":\"a\"," MSG ",\"max_completion_tokens\":30,\"max_tokens\":20,\"top_k\":5}",
+     {.kind = VLLM, WHOLE, IDS, .default_max_tokens = 9},
+     COMPS,
+     "{\"model\":\"a\",\"max_tokens\":30,\"top_k\":5,\"prompt\":[1,2]}"},
+    {CHAT,
+     "{" MSG ",\"stream\":true,\"stream_options\":{\"include_usage\":true}}",
+     {.kind = SGLANG, WHOLE, IDS, .default_max_tokens = 9},
+     COMPS,
+     "{\"stream\":true,\"stream_options\":{\"include_usage\":true},\"prompt\":[1,2],"
+     "\"max_tokens\":9}"},
+    {CHAT,
+     "{" MSG ",\"temperature\":null,\"max_tokens\":null,\"logprobs\":false,\"top_logprobs\":0,"
+     "\"response_format\":{\"type\":\"text\"},\"echo\":true,\"skip_special_tokens\":false,"
+     "\"stop\":[\"x\"],\"continue_final_message\":false,\"model\":null}",
+     {.kind = SGLANG, WHOLE, IDS, .default_max_tokens = 9, .model = "m"},
+     COMPS,
+     "{\"max_tokens\":9,\"skip_special_tokens\":false,\"stop\":[\"x\"],\"model\":\"m\","
+     "\"prompt\":[1,2]}"},
+    {CHAT, "{" MSG ",\"user\":null}", {.kind = VLLM, WHOLE, IDS}, COMPS, "{\"prompt\":[1,2]}"},
+    /* vLLM's NIXL, and our pull */
+    {CHAT,
+     "{" MSG ",\"stream\":true,\"stream_options\":{\"include_usage\":true},\"max_tokens\":50,"
+     "\"min_tokens\":7}",
+     {.kind = VLLM, .role = ST_LEG_PREFILL, .handoff = ST_HANDOFF_PULL},
+     CHATS,
+     "{" MSG ",\"stream\":false,\"max_tokens\":1,\"min_tokens\":1,\"max_completion_tokens\":1,"
+     "\"kv_transfer_params\":{\"do_remote_decode\":true,\"do_remote_prefill\":false,"
+     "\"remote_engine_id\":null,\"remote_block_ids\":null,\"remote_host\":null,"
+     "\"remote_port\":null}}"},
+    {CHAT,
+     "{" MSG ",\"stream\":true,\"max_completion_tokens\":50}",
+     {.kind = VLLM,
+      .role = ST_LEG_PREFILL,
+      .handoff = ST_HANDOFF_PULL,
+      IDS,
+      .default_max_tokens = 9},
+     COMPS,
+     "{\"stream\":false,\"max_completion_tokens\":1,\"prompt\":[1,2],\"max_tokens\":1,"
+     "\"min_tokens\":1,\"kv_transfer_params\":{\"do_remote_decode\":true,"
+     "\"do_remote_prefill\":false,\"remote_engine_id\":null,\"remote_block_ids\":null,"
+     "\"remote_host\":null,\"remote_port\":null}}"},
+    {CHAT,
+     "{" MSG ",\"stream\":true,\"max_tokens\":50}",
+     {.kind = VLLM,
+      .role = ST_LEG_DECODE,
+      .handoff = ST_HANDOFF_PULL,
+      .kv_params = "{ \"x\" : [1.50] }",
+      .kv_params_len = 16},
+     CHATS,
+     "{" MSG ",\"stream\":true,\"max_tokens\":50,\"kv_transfer_params\":{ \"x\" : [1.50] }}"},
+    {COMP,
+     "{\"prompt\":\"a\",\"kv_transfer_params\":null}",
+     {.kind = STARLING,
+      .role = ST_LEG_DECODE,
+      .handoff = ST_HANDOFF_PULL,
+      IDS,
+      .kv_params = "{}",
+      .kv_params_len = 2},
+     COMPS,
+     "{\"prompt\":[1,2],\"kv_transfer_params\":{}}"},
+    /* our push */
+    {CHAT,
+     "{" MSG "}",
+     {.kind = STARLING,
+      .role = ST_LEG_PREFILL,
+      .handoff = ST_HANDOFF_PUSH,
+      IDS,
+      .transfer_id = "ab"},
+     CHATS,
+     "{\"prompt_token_ids\":[1,2],\"stream\":false,\"max_tokens\":1,\"max_completion_tokens\":1,"
+     "\"min_tokens\":1,\"kv_transfer_params\":{\"do_remote_decode\":true,"
+     "\"do_remote_prefill\":false,\"transfer_id\":\"ab\"}}"},
+    {CHAT,
+     "{" MSG "}",
+     {.kind = STARLING,
+      .role = ST_LEG_DECODE,
+      .handoff = ST_HANDOFF_PUSH,
+      IDS,
+      .transfer_id = "ab",
+      .remote_host = "::1",
+      .remote_port = 7,
+      .remote_engine_id = "e"},
+     CHATS,
+     "{\"prompt_token_ids\":[1,2],\"kv_transfer_params\":{\"do_remote_prefill\":true,"
+     "\"do_remote_decode\":false,\"transfer_id\":\"ab\",\"remote_host\":\"::1\","
+     "\"remote_port\":7,\"remote_engine_id\":\"e\"}}"},
+    /* vLLM's Mooncake */
+    {COMP,
+     "{\"prompt\":\"a\"}",
+     {.kind = VLLM,
+      .role = ST_LEG_PREFILL,
+      .handoff = ST_HANDOFF_MOONCAKE,
+      .transfer_id = "xfer-1"},
+     COMPS,
+     "{\"prompt\":\"a\",\"stream\":false,\"max_tokens\":1,\"max_completion_tokens\":1,"
+     "\"min_tokens\":1,\"kv_transfer_params\":{\"do_remote_decode\":true,"
+     "\"do_remote_prefill\":false,\"transfer_id\":\"xfer-1\"}}"},
+    {COMP,
+     "{\"prompt\":\"a\"}",
+     {.kind = VLLM,
+      .role = ST_LEG_DECODE,
+      .handoff = ST_HANDOFF_MOONCAKE,
+      .transfer_id = "xfer-1",
+      .bootstrap_addr = "http://p:8998",
+      .remote_engine_id = "e"},
+     COMPS,
+     "{\"prompt\":\"a\",\"kv_transfer_params\":{\"do_remote_prefill\":true,"
+     "\"do_remote_decode\":false,\"transfer_id\":\"xfer-1\","
+     "\"remote_bootstrap_addr\":\"http://p:8998\",\"remote_engine_id\":\"e\"}}"},
+    /* SGLang's bootstrap */
+    {COMP,
+     "{\"prompt\":\"a\",\"stream\":true}",
+     {.kind = SGLANG,
+      .role = ST_LEG_PREFILL,
+      .handoff = ST_HANDOFF_BOOTSTRAP,
+      .bootstrap_host = "fe80::1",
+      .bootstrap_port = 8998,
+      .bootstrap_room = INT64_MAX},
+     COMPS,
+     "{\"prompt\":\"a\",\"stream\":true,\"bootstrap_host\":\"[fe80::1]\",\"bootstrap_port\":8998,"
+     "\"bootstrap_room\":9223372036854775807}"},
+    {CHAT,
+     "{" MSG ",\"bootstrap_room\":null}",
+     {.kind = SGLANG,
+      .role = ST_LEG_DECODE,
+      .handoff = ST_HANDOFF_BOOTSTRAP,
+      .bootstrap_host = "10.0.0.1",
+      .bootstrap_port = 1,
+      .bootstrap_room = 0,
+      IDS,
+      .default_max_tokens = 5},
+     COMPS,
+     "{\"bootstrap_room\":0,\"prompt\":[1,2],\"max_tokens\":5,\"bootstrap_host\":\"10.0.0.1\","
+     "\"bootstrap_port\":1}"},
+};
+
+static void upstream_bodies(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof bodies / sizeof *bodies; i++) {
+        st_relay_request *r = parse(bodies[i].kind, bodies[i].body);
+        for (int again = 0; again < 2; again++) {
+            st_buf out = ST_BUF_INIT;
+            const char *path;
+            assert_int_equal(st_upstream_body(r, &bodies[i].plan, &path, &out), ST_OK);
+            assert_string_equal(path, bodies[i].path);
+            if (strcmp(out.data, bodies[i].result) != 0)
+                fail_msg("case %zu:\n%s\nexpected\n%s", i, out.data, bodies[i].result);
+            st_buf_free(&out);
+        }
+        st_relay_request_free(r);
+    }
+    /* Ids where text is needed. */
+    st_relay_request *r = parse(CHAT, "{" MSG ",\"tools\":[{}]}");
+    st_upstream_plan plan = {.kind = VLLM, IDS};
+    st_buf out = ST_BUF_INIT;
+    const char *path;
+    assert_int_equal(st_upstream_body(r, &plan, &path, &out), ST_EINVAL);
+    st_buf_free(&out);
+    st_relay_request_free(r);
+}
+
+static void engine_says(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *body, *kv, *message, *engine_id; /* NULL: none */
+    } cases[] = {
+        {"{\"id\":1,\"kv_transfer_params\": {\"a\":[1.50, {}]} }", "{\"a\":[1.50, {}]}", NULL,
+         NULL},
+        {"{\"kv_transfer_params\":null}", NULL, NULL, NULL},
+        {"{\"x\":{\"kv_transfer_params\":{}}}", NULL, NULL, NULL},
+        {"{\"kv_transfer_params\":{}", NULL, NULL, NULL},
+        {"{\"error\":{\"message\":\"a\\nb\",\"code\":5}}", NULL, "a\nb", NULL},
+        {"{\"object\":\"error\",\"message\":\"flat\"}", NULL, "flat", NULL},
+        {"{\"error\":\"bare\"}", NULL, "bare", NULL},
+        {"{\"detail\":\"fast\"}", NULL, "fast", NULL},
+        {"{\"detail\":[{}]}", NULL, NULL, NULL},
+        {" Bad Gateway\r\n", NULL, "Bad Gateway", NULL},
+        {"<html>502</html>", NULL, NULL, NULL},
+        {"\xFF\xFE", NULL, NULL, NULL},
+        {"", NULL, NULL, NULL},
+        {"{\"0\":{\"engine_id\":\"x\"},\"1\":{\"engine_id\":\"e\\u0031\",\"b\":[]}}", NULL, NULL,
+         "e1"},
+        {"{\"1\":{\"engine_id\":7}}", NULL, NULL, NULL},
+        {"{\"1\":\"x\"}", NULL, NULL, NULL},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        st_buf kv = ST_BUF_INIT, message = ST_BUF_INIT, id = ST_BUF_INIT;
+        st_error err;
+        size_t len = strlen(cases[i].body);
+        assert_int_equal(st_upstream_kv_params(cases[i].body, len, &kv, &err),
+                         cases[i].kv ? ST_OK : ST_EFORMAT);
+        assert_int_equal(st_upstream_error_message(cases[i].body, len, &message),
+                         cases[i].message != NULL);
+        assert_int_equal(st_upstream_mooncake_engine_id(cases[i].body, len, 1, &id, &err),
+                         cases[i].engine_id ? ST_OK : ST_EFORMAT);
+        if (cases[i].kv)
+            assert_string_equal(kv.data, cases[i].kv);
+        if (cases[i].message)
+            assert_string_equal(message.data, cases[i].message);
+        if (cases[i].engine_id)
+            assert_string_equal(id.data, cases[i].engine_id);
+        st_buf_free(&kv);
+        st_buf_free(&message);
+        st_buf_free(&id);
+    }
+}
+
+/* ---- replies ---- */
+
+#define HEAD                                                                                       \
+    "data: {\"id\":\"chatcmpl-00000000000000ab\",\"object\":\"chat.completion.chunk\","            \
+    "\"created\":5,\"model\":\"m\",\"choices\":["
+#define ROLE(i)                                                                                    \
+    HEAD "{\"index\":" #i                                                                          \
+         ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null,"                 \
+         "\"finish_reason\":null}]"
+#define TEXT(i, text)                                                                              \
+    HEAD "{\"index\":" #i ",\"delta\":{\"content\":" text "},\"logprobs\":null,"                   \
+         "\"finish_reason\":null}]"
+#define DONE "data: [DONE]\n\n"
+#define IN(i, text, finish)                                                                        \
+    "data: {\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"choices\":[{\"index\":" #i          \
+    ",\"text\":" text ",\"logprobs\":null,\"finish_reason\":" finish "}],\"usage\":null}\n\n"
+
+static const struct {
+    const char *body; /* what the client asked for */
+    bool translate;
+    const char *in[6], *out;
+    st_relay_seen seen;
+} streams[] = {
+    /* passed on */
+    {"{" MSG ",\"stream\":true}",
+     false,
+     {": ping\n\n", "data: {\"choices\":[{\"x\":1}]}\n\n",
+      "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2,"
+      "\"prompt_tokens_details\":{\"cached_tokens\":1}}}\r\n\r\n",
+      DONE},
+     ": ping\n\ndata: {\"choices\":[{\"x\":1}]}\n\n"
+     "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":2,"
+     "\"prompt_tokens_details\":{\"cached_tokens\":1}}}\r\n\r\n" DONE,
+     {true, true, false, 1, 3, 2, 1}},
+    /* turned back, without usage */
+    {"{" MSG ",\"stream\":true}",
+     true,
+     {": ping\n\n", IN(0, "\"a\\u00e9\\n\"", "null"), IN(0, "\" b\"", "null"),
+      "data: {\"choices\":[{\"index\":0,\"text\":\"\",\"finish_reason\":\"stop\","
+      "\"stop_reason\":\"x\"}],\"usage\":{\"prompt_tokens\":3}}\n\n",
+      DONE},
+     ": ping\n\n" ROLE(0) "}\n\n" TEXT(0, "\"a\\u00e9\\n\"") "}\n\n" TEXT(
+         0, "\" b\"") "}\n\n" HEAD
+                      "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\","
+                      "\"stop_reason\":\"x\"}]}\n\n" DONE,
+     {true, true, false, 3, 3, -1, -1}},
+    /* with usage; SGLang's fields; text and finish_reason at once */
+    {"{" MSG ",\"stream\":true,\"stream_options\":{\"include_usage\":true}}",
+     true,
+     {"data: {\"choices\":[{\"index\":0,\"text\":\"a\",\"finish_reason\":\"length\","
+      "\"matched_stop\":null}],\"usage\":null}\n\n",
+      "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}}\n\n", DONE},
+     ROLE(0) ",\"usage\":null}\n\n" TEXT(
+         0, "\"a\"") ",\"usage\":null}\n\n" HEAD
+                     "{\"index\":0,\"delta\":{},\"logprobs\":null,\"finish_reason\":\"length\"}],"
+                     "\"usage\":null}\n\n" HEAD
+                     "],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":1}}\n\n" DONE,
+     {true, true, false, 1, 3, 1, -1}},
+    /* usage that was not asked for; several choices; ids */
+    {"{" MSG ",\"stream\":true,\"n\":2}",
+     true,
+     {"data: {\"choices\":[{\"index\":1,\"text\":\"b\",\"token_ids\":[7],"
+      "\"prompt_token_ids\":[1,2]},{\"index\":0,\"text\":\"\",\"token_ids\":[8]}]}\n\n",
+      "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":3}}\n\n", DONE},
+     ROLE(1) ",\"prompt_token_ids\":[1,2]}\n\n" HEAD
+             "{\"index\":1,\"delta\":{\"content\":\"b\"},\"logprobs\":null,\"finish_reason\":null,"
+             "\"token_ids\":[7]}]}\n\n" ROLE(0) "}\n\n" HEAD
+                                                "{\"index\":0,\"delta\":{\"content\":\"\"},"
+                                                "\"logprobs\":null,\"finish_reason\":null,"
+                                                "\"token_ids\":[8]}]}\n\n" DONE,
+     {true, true, false, 1, 3, -1, -1}},
+    /* errors */
+    {"{" MSG ",\"stream\":true}",
+     true,
+     {"data: {\"error\":{\"message\":\"m\",\"type\":\"t\",\"code\":500}}\n\n", DONE},
+     "data: {\"error\":{\"message\":\"m\",\"type\":\"t\",\"code\":500}}\n\n" DONE,
+     {false, true, true, 0, -1, -1, -1}},
+    {"{" MSG ",\"stream\":true}",
+     false,
+     {"data: {\"object\":\"error\",\"message\":\"m\\\"\",\"type\":\"t\",\"param\":null,"
+      "\"code\":500}\n\n",
+      "data: {\"error\":\"bare\"}\n\n", "data: {\"error\":{}}\n\n"},
+     "data: {\"error\":{\"message\":\"m\\\"\",\"type\":\"t\",\"param\":null,\"code\":500}}\n\n"
+     "data: {\"error\":{\"message\":\"bare\",\"type\":\"server_error\",\"param\":null,"
+     "\"code\":null}}\n\n"
+     "data: {\"error\":{\"message\":\"the engine reported an error\",\"type\":\"server_error\","
+     "\"param\":null,\"code\":null}}\n\n",
+     {false, false, true, 0, -1, -1, -1}},
+};
+
+static void check_seen(const st_relay_seen *a, const st_relay_seen *b, size_t i)
+{
+    if (a->any != b->any || a->done != b->done || a->error != b->error || a->events != b->events ||
+        a->prompt_tokens != b->prompt_tokens || a->completion_tokens != b->completion_tokens ||
+        a->cached_tokens != b->cached_tokens)
+        fail_msg("case %zu: seen: any %d done %d error %d events %u tokens %d %d %d", i, a->any,
+                 a->done, a->error, a->events, (int)a->prompt_tokens, (int)a->completion_tokens,
+                 (int)a->cached_tokens);
+}
+
+static void reply_streams(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof streams / sizeof *streams; i++) {
+        st_relay_request *r = parse(CHAT, streams[i].body);
+        st_relay_reply *a;
+        st_buf out = ST_BUF_INIT;
+        st_error err;
+        assert_int_equal(st_relay_reply_new(r, "m", streams[i].translate, 0xab, 5, &a), ST_OK);
+        for (size_t e = 0; e < 6 && streams[i].in[e]; e++) {
+            const char *event = streams[i].in[e];
+            size_t before = out.len;
+            bool verbatim;
+            if (st_relay_reply_event(a, event, strlen(event), &verbatim, &out, &err))
+                fail_msg("case %zu: %s", i, err.text);
+            if (verbatim) {
+                assert_int_equal(out.len, before);
+                assert_int_equal(st_buf_puts(&out, event), ST_OK);
+            }
+        }
+        if (strcmp(out.data, streams[i].out) != 0)
+            fail_msg("case %zu:\n%s\nexpected\n%s", i, out.data, streams[i].out);
+        check_seen(st_relay_reply_seen(a), &streams[i].seen, i);
+        st_buf_free(&out);
+        st_relay_reply_free(a);
+        st_relay_request_free(r);
+    }
+}
+
+static void whole_replies(void **state)
+{
+    (void)state;
+    static const struct {
+        bool translate;
+        const char *in, *out; /* NULL: verbatim */
+    } cases[] = {
+        {false, "{\"choices\":[{}],\"usage\":{\"prompt_tokens\":1}}", NULL},
+        {false, "{\"choices\":[{}],\"kv_transfer_params\":null}", NULL},
+        {false, "{\"choices\":[{}], \"kv_transfer_params\":{\"remote_host\":\"h\"}}",
+         "{\"choices\":[{}]}"},
+        {false, "{\"error\":{\"message\":\"m\",\"type\":\"t\"}}", NULL},
+        {false, "{\"object\":\"error\",\"message\":\"m\",\"code\":404}",
+         "{\"error\":{\"message\":\"m\",\"type\":\"server_error\",\"param\":null,\"code\":404}}"},
+        {true,
+         "{\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"choices\":[{\"index\":0,"
+         "\"text\":\"a\\u00e9\",\"logprobs\":null,\"finish_reason\":\"stop\",\"stop_reason\":7,"
+         "\"token_ids\":[3],\"prompt_token_ids\":[1,2]},{\"index\":1,\"text\":\"\","
+         "\"finish_reason\":null}],\"usage\":{\"prompt_tokens\":1 },"
+         "\"kv_transfer_params\":{}}",
+         "{\"id\":\"chatcmpl-00000000000000ab\",\"object\":\"chat.completion\",\"created\":5,"
+         "\"model\":\"m\",\"choices\":[{\"index\":0,\"message\":{\"role\":\"assistant\","
+         "\"content\":\"a\\u00e9\",\"refusal\":null},\"logprobs\":null,"
+         "\"finish_reason\":\"stop\",\"stop_reason\":7,\"token_ids\":[3]},{\"index\":1,"
+         "\"message\":{\"role\":\"assistant\",\"content\":\"\",\"refusal\":null},"
+         "\"logprobs\":null,\"finish_reason\":null}],\"usage\":{\"prompt_tokens\":1 },"
+         "\"prompt_token_ids\":[1,2]}"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        st_relay_request *r = parse(CHAT, "{" MSG ",\"n\":2}");
+        st_relay_reply *a;
+        st_buf out = ST_BUF_INIT;
+        st_error err;
+        bool verbatim;
+        assert_int_equal(st_relay_reply_new(r, "m", cases[i].translate, 0xab, 5, &a), ST_OK);
+        if (st_relay_reply_whole(a, cases[i].in, strlen(cases[i].in), &verbatim, &out, &err))
+            fail_msg("case %zu: %s", i, err.text);
+        assert_int_equal(verbatim, cases[i].out == NULL);
+        if (cases[i].out && strcmp(out.data, cases[i].out) != 0)
+            fail_msg("case %zu:\n%s\nexpected\n%s", i, out.data, cases[i].out);
+        assert_true(st_relay_reply_seen(a)->done);
+        st_buf_free(&out);
+        st_relay_reply_free(a);
+        st_relay_request_free(r);
+    }
+}
+
+static void garbage(void **state)
+{
+    (void)state;
+    static const char *const events[] = {
+        "data: {\"choices\":[{\"index\":0,\"text\":\"a\"}]}\n",
+        "data: {\"choices\":[{\"index\":0,\"text\":\"a\"}]}",
+        "data: {}\n\n",
+        "data: \n\n",
+        "data: hello\n\n",
+        "data: [1]\n\n",
+        "data: {\"choices\":{}}\n\n",
+        "data: {\"choices\":[7]}\n\n",
+        "data: {\"choices\":[{\"index\":1,\"text\":\"a\"}]}\n\n",
+        "data: {\"choices\":[{\"index\":-1,\"text\":\"a\"}]}\n\n",
+        "data: {\"choices\":[{\"text\":\"a\"}]}\n\n",
+        "data: {\"choices\":[{\"index\":0,\"text\":7}]}\n\n",
+        "data: {\"choices\":[{\"index\":0,\"text\":\"a\",\"finish_reason\":7}]}\n\n",
+        "data: {\"choices\":[{\"index\":0,\"text\":\"\x80\"}]}\n\n",
+        "data: {\"choices\":[\ndata: ]}\n\n",
+        "data: {}\n\ndata: {}\n\n",
+        "",
+    };
+    static const char *const answers[] = {"",
+                                          "x",
+                                          "[]",
+                                          "{}",
+                                          "{\"choices\":[]}",
+                                          "{\"choices\":[{}]}",
+                                          "{\"choices\":[{\"index\":0}]}"};
+    st_relay_request *r = parse(CHAT, "{" MSG ",\"stream\":true}");
+    st_relay_reply *a;
+    st_buf out = ST_BUF_INIT;
+    st_error err;
+    bool verbatim;
+    assert_int_equal(st_relay_reply_new(r, "m", true, 0xab, 5, &a), ST_OK);
+    for (size_t i = 0; i < sizeof events / sizeof *events; i++) {
+        if (st_relay_reply_event(a, events[i], strlen(events[i]), &verbatim, &out, &err) !=
+            ST_EFORMAT)
+            fail_msg("event %zu is taken: %s", i, events[i]);
+        assert_int_equal(out.len, 0);
+    }
+    for (size_t i = 0; i < sizeof answers / sizeof *answers; i++) {
+        if (st_relay_reply_whole(a, answers[i], strlen(answers[i]), &verbatim, &out, &err) !=
+            ST_EFORMAT)
+            fail_msg("answer %zu is taken: %s", i, answers[i]);
+        assert_int_equal(out.len, 0);
+    }
+    st_relay_reply_free(a);
+    assert_int_equal(st_relay_reply_new(r, "m", true, 0xab, 5, &a), ST_OK);
+    assert_int_equal(st_relay_reply_event(a, DONE, strlen(DONE), &verbatim, &out, &err), ST_OK);
+    assert_int_equal(st_relay_reply_event(a, DONE, strlen(DONE), &verbatim, &out, &err),
+                     ST_EFORMAT);
+    st_buf_free(&out);
+    st_relay_reply_free(a);
+    st_relay_request_free(r);
+}
+
+/* ---- ids ---- */
+
+static st_relay_model lexicon(st_token_cache **cache)
+{
+    static const char *const names[] = {"lexicon"};
+    static const char dir[] = ST_SOURCE_ROOT "/models/lexicon/int8";
+    st_tokenizer *tok;
+    st_chat_template *tmpl;
+    st_relay_model m = {.name = "lexicon"};
+    assert_int_equal(st_tokenizer_load(dir, &tok, NULL), ST_OK);
+    assert_int_equal(st_chat_template_load(dir, &tmpl, NULL), ST_OK);
+    assert_int_equal(st_token_cache_new(tok, 1 << 20, cache), ST_OK);
+    m.tok = tok;
+    m.tmpl = tmpl;
+    m.ctx =
+        (st_api_context){.models = names, .n_models = 1, .vocab_size = 4096, .max_model_len = 2048};
+    st_api_defaults_init(&m.ctx.defaults);
+    return m;
+}
+
+static void free_model(st_relay_model *m, st_token_cache *cache)
+{
+    st_token_cache_free(cache);
+    st_chat_template_free((st_chat_template *)m->tmpl);
+    st_tokenizer_free((st_tokenizer *)m->tok);
+}
+
+/* The engine's own way from the body to ids. */
+static st_status engine_ids(st_api_kind kind, const char *body, const st_relay_model *m,
+                            st_ids *out, st_api_error *err)
+{
+    st_api_request *q;
+    st_status s = st_api_parse(kind, body, strlen(body), &m->ctx, &q, err);
+    if (s)
+        return s;
+    s = st_api_prompt_ids(q, 0, &m->ctx, m->tok, m->tmpl, 0, out, err);
+    st_api_request_free(q);
+    return s;
+}
+
+static const struct {
+    st_api_kind kind;
+    const char *body;
+} prompts[] = {
+    {CHAT, "{" MSG "}"},
+    {CHAT, "{\"messages\":[{\"role\":\"system\",\"content\":\"be \\u00e9\\ud83d\\ude00 brief\"},"
+           "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\","
+           "\"text\":\"b\"}]},{\"role\":\"assistant\",\"content\":\"c\"},{\"role\":\"user\","
+           "\"content\":\"def ine a word\"}]}"},
+    {CHAT, "{" MSG ",\"add_generation_prompt\":false,\"chat_template_kwargs\":{\"x\":[1.5,true,"
+           "null,{\"y\":-3}]}}"},
+    {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"u\"},{\"role\":\"assistant\","
+           "\"content\":\"the \"}],\"continue_final_message\":true}"},
+    {CHAT, "{\"messages\":[{\"content\":\"no role\"}]}"},
+    {CHAT, "{\"messages\":[7]}"},
+    {CHAT, "{\"messages\":[{\"role\":\"user\"}]}"},
+    {COMP, "{\"prompt\":\"define: wor\\u0064\"}"},
+    {COMP, "{\"prompt\":[\"one of one\"],\"add_special_tokens\":false}"},
+    {COMP, "{\"prompt\":\"\"}"},
+    {COMP, "{\"prompt\":[5,4095,0]}"},
+    {COMP, "{\"prompt\":[[5,6]]}"},
+    {COMP, "{\"prompt\":[[]]}"},
+    {COMP, "{\"prompt\":[5,4096]}"},
+    {COMP, "{\"prompt\":[-1]}"},
+    {COMP, "{\"prompt\":[1.5]}"},
+};
+
+static void same_ids(void **state)
+{
+    (void)state;
+    st_token_cache *cache;
+    st_relay_model m = lexicon(&cache);
+    for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
+        st_ids expected = ST_IDS_INIT;
+        st_api_error expected_err, err;
+        st_status s = engine_ids(prompts[i].kind, prompts[i].body, &m, &expected, &expected_err);
+        st_relay_request *r = parse(prompts[i].kind, prompts[i].body);
+        for (int cached = 0; cached < 3; cached++) {
+            st_ids ids = ST_IDS_INIT;
+            m.cache = cached ? cache : NULL;
+            st_status s2 = st_relay_tokenize(r, &m, 0, &ids, &err);
+            if (!s != !s2 || (s && (err.http_status != expected_err.http_status ||
+                                    strcmp(err.param, expected_err.param) != 0)))
+                fail_msg("%s: %s, expected %s", prompts[i].body, s2 ? err.why.text : "taken",
+                         s ? expected_err.why.text : "taken");
+            assert_true(s || (ids.len == expected.len &&
+                              memcmp(ids.data, expected.data, ids.len * sizeof *ids.data) == 0));
+            st_ids_free(&ids);
+        }
+        st_ids_free(&expected);
+        st_relay_request_free(r);
+    }
+    free_model(&m, cache);
+}
+
+static void bad_prompts(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *body, *says;
+    } cases[] = {
+        {"{" MSG ",\"chat_template_kwargs\":{\"a\":1,\"a\":2}}", "same key twice"},
+        {"{" MSG ",\"chat_template_kwargs\":{\"a\\u0000\":1}}", "U+0000"},
+        {"{" MSG ",\"chat_template_kwargs\":{\"a\":[99999999999999999999]}}", "too large"},
+        {"{" MSG ",\"chat_template_kwargs\":{\"a\":[-1e999]}}", "too large"},
+    };
+    st_token_cache *cache;
+    st_relay_model m = lexicon(&cache);
+    st_ids ids = ST_IDS_INIT;
+    st_api_error err;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        st_relay_request *r = parse(CHAT, cases[i].body);
+        assert_int_equal(st_relay_tokenize(r, &m, 0, &ids, &err), ST_EINVAL);
+        assert_int_equal(err.http_status, 400);
+        assert_string_equal(err.param, "chat_template_kwargs");
+        if (!strstr(err.why.text, cases[i].says))
+            fail_msg("%s: %s", cases[i].body, err.why.text);
+        st_relay_request_free(r);
+    }
+    /* Too long for the context, as ids and as text. */
+    st_buf body = ST_BUF_INIT;
+    for (int text = 0; text < 2; text++) {
+        st_buf_clear(&body);
+        assert_int_equal(st_buf_puts(&body, text ? "{\"prompt\":\"" : "{\"prompt\":[1"), ST_OK);
+        for (int i = 0; i < 2048; i++)
+            assert_int_equal(st_buf_puts(&body, text ? "word " : ",1"), ST_OK);
+        assert_int_equal(st_buf_puts(&body, text ? "\"}" : "]}"), ST_OK);
+        st_relay_request *r = parse(COMP, body.data);
+        assert_int_equal(st_relay_tokenize(r, &m, 0, &ids, &err), ST_EINVAL);
+        assert_string_equal(err.code, "context_length_exceeded");
+        st_relay_request_free(r);
+    }
+    st_buf_free(&body);
+    st_ids_free(&ids);
+    free_model(&m, cache);
+}
+
+static void ids_json(void **state)
+{
+    (void)state;
+    static const int32_t ids[] = {0, 9, 10, 123456, INT32_MAX, INT32_MIN, -1};
+    st_buf out = ST_BUF_INIT;
+    assert_int_equal(st_relay_ids_json(ids, 7, &out), ST_OK);
+    assert_string_equal(out.data, "[0,9,10,123456,2147483647,-2147483648,-1]");
+    assert_int_equal(st_relay_ids_json(NULL, 0, &out), ST_OK);
+    assert_string_equal(out.data + 41, "[]");
+    st_buf_free(&out);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(refused),       cmocka_unit_test(fields),
+        cmocka_unit_test(text_only),     cmocka_unit_test(upstream_bodies),
+        cmocka_unit_test(engine_says),   cmocka_unit_test(reply_streams),
+        cmocka_unit_test(whole_replies), cmocka_unit_test(garbage),
+        cmocka_unit_test(same_ids),      cmocka_unit_test(bad_prompts),
+        cmocka_unit_test(ids_json),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
