@@ -47,7 +47,9 @@ st_block_events st_event_publisher_events(st_event_publisher *p);
  * ST_EVENT_SALT_MAX are not announced. */
 void st_event_publisher_root(st_event_publisher *p, st_block_hash root, const char *salt,
                              size_t salt_len);
-/* Hands what was collected since the last call to the thread as one batch: once per step. */
-void st_event_publisher_flush(st_event_publisher *p);
+/* Hands what was collected since the last call to the thread as one batch: once per step. False:
+ * the ring is full, the rest waits for the next call (before the engine sleeps, call until true).
+ */
+bool st_event_publisher_flush(st_event_publisher *p);
 
 #endif
