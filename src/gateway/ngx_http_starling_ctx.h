@@ -105,6 +105,7 @@ struct ngx_http_starling_ctx_s {
                                                      decode engine is sought */
     unsigned                      matched:1;
     unsigned                      excluding:1;    /* tried has bits */
+    unsigned                      failed_busy:1;  /* the last failure was load */
     unsigned                      threaded:1;
     unsigned                      started:1;  /* bytes went to the client */
     unsigned                      busy:1;     /* out is being sent */
@@ -160,6 +161,8 @@ void ngx_http_starling_failed(ngx_http_starling_ctx_t *ctx,
 /* of a leg that ended in an error */
 void ngx_http_starling_leg_lost(ngx_http_starling_ctx_t *ctx,
     ngx_http_starling_side_t *side, ngx_http_starling_leg_error_e error);
+/* nothing is left to try: the last failure is the answer */
+void ngx_http_starling_give_up(ngx_http_starling_ctx_t *ctx);
 /* an answer with another status than 200 */
 void ngx_http_starling_bad_status(ngx_http_starling_ctx_t *ctx,
     ngx_http_starling_side_t *side);

@@ -37,7 +37,6 @@ static ngx_int_t ngx_http_starling_prefill_body(ngx_http_starling_leg_t *leg,
 static void ngx_http_starling_prefill_done(ngx_http_starling_leg_t *leg,
     ngx_http_starling_leg_error_e error);
 static void ngx_http_starling_prefilled(ngx_http_starling_ctx_t *ctx);
-static void ngx_http_starling_give_up(ngx_http_starling_ctx_t *ctx);
 static ngx_int_t ngx_http_starling_orphan(ngx_http_starling_ctx_t *ctx,
     ngx_http_starling_side_t *side);
 static ngx_int_t ngx_http_starling_orphan_body(ngx_http_starling_leg_t *leg,
@@ -579,8 +578,9 @@ ngx_http_starling_failed(ngx_http_starling_ctx_t *ctx,
 
     (void) st_cluster_outcome(cl->shared, id, outcome, ngx_http_starling_now());
 
-    ngx_log_error(NGX_LOG_ERR, ctx->request->connection->log, 0,
-                  "engine %V %s", &side->engine->address, why);
+    ngx_log_error(outcome == ST_OUTCOME_BUSY ? NGX_LOG_WARN : NGX_LOG_ERR,
+                  ctx->request->connection->log, 0, "engine %V %s",
+                  &side->engine->address, why);
 
     if (side == &ctx->prefill && ctx->started) {
         /* the decode engine has had what it needs */
@@ -598,6 +598,7 @@ ngx_http_starling_failed(ngx_http_starling_ctx_t *ctx,
 
     ctx->failed_status = status ? status : NGX_HTTP_BAD_GATEWAY;
     ctx->failed_why = why;
+    ctx->failed_busy = outcome == ST_OUTCOME_BUSY;
     ctx->retry_after = retry_after;
 
     if (ctx->started) {
@@ -631,7 +632,7 @@ ngx_http_starling_failed(ngx_http_starling_ctx_t *ctx,
 }
 
 
-static void
+void
 ngx_http_starling_give_up(ngx_http_starling_ctx_t *ctx)
 {
     ngx_uint_t  wait;
@@ -645,8 +646,8 @@ ngx_http_starling_give_up(ngx_http_starling_ctx_t *ctx)
     }
 
     ngx_http_starling_refuse(ctx, ctx->failed_status, "engine_failed", NULL,
-                             wait, "The engine %s, and so did others that were "
-                             "tried", ctx->failed_why);
+                             wait, "No engine could answer; the last one that "
+                             "was tried %s", ctx->failed_why);
 }
 
 

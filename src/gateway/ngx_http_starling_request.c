@@ -265,7 +265,7 @@ ngx_http_starling_find_header(ngx_http_request_t *r, const char *name,
         }
 
         if (h[i].key.len == len
-            && ngx_strcmp(h[i].lowcase_key, name) == 0)
+            && ngx_strncmp(h[i].lowcase_key, name, len) == 0)
         {
             return &h[i];
         }

@@ -64,6 +64,12 @@ ngx_http_starling_schedule(ngx_http_starling_ctx_t *ctx)
         return;
     }
 
+    if (answer == ST_ROUTE_NOBODY && ctx->failed_busy) {
+        /* all were asked and have too much to do: so the client is told */
+        ngx_http_starling_give_up(ctx);
+        return;
+    }
+
     ctx->why = answer;
     ngx_http_starling_wait(ctx);
 }
@@ -239,7 +245,9 @@ ngx_http_starling_plan(ngx_http_starling_ctx_t *ctx)
         n = ngx_http_starling_view(ctx, &policy);
         answer = ngx_http_starling_choose(ctx, &policy, n);
 
-        if (answer == ST_ROUTE_NOBODY && ctx->excluding) {
+        if (answer == ST_ROUTE_NOBODY && ctx->excluding
+            && !ctx->failed_busy)
+        {
             /* who failed once is better than nobody */
             ngx_memzero(ctx->tried, sizeof(ctx->tried));
             ctx->excluding = 0;
