@@ -6,6 +6,8 @@
 
 #include "ngx_http_starling_ctx.h"
 
+#include <sys/random.h>
+
 
 #define NGX_HTTP_STARLING_ORPHAN_MSEC  30000
 #define NGX_HTTP_STARLING_CONNECTS     16
@@ -23,6 +25,7 @@ typedef struct {
 
 static ngx_int_t ngx_http_starling_choose_handoff(
     ngx_http_starling_ctx_t *ctx);
+static ngx_int_t ngx_http_starling_meeting(ngx_http_starling_ctx_t *ctx);
 static ngx_int_t ngx_http_starling_send(ngx_http_starling_ctx_t *ctx,
     ngx_http_starling_side_t *side, st_leg_role role,
     const ngx_http_starling_leg_handlers_t *handlers);
@@ -96,6 +99,10 @@ ngx_http_starling_handoff(ngx_http_starling_ctx_t *ctx)
     }
 
     if (ngx_http_starling_choose_handoff(ctx) != NGX_OK) {
+        return NGX_DECLINED;
+    }
+
+    if (ngx_http_starling_meeting(ctx) != NGX_OK) {
         return NGX_DECLINED;
     }
 
@@ -179,6 +186,38 @@ ngx_http_starling_choose_handoff(ngx_http_starling_ctx_t *ctx)
 }
 
 
+/* where both legs meet: another place at each try, for what the last one left
+   behind is not for this one */
+
+static ngx_int_t
+ngx_http_starling_meeting(ngx_http_starling_ctx_t *ctx)
+{
+    u_char  random[24], hex[32];
+
+    if (getrandom(random, sizeof(random), 0) != (ssize_t) sizeof(random)) {
+        return NGX_ERROR;
+    }
+
+    ngx_memcpy(&ctx->room, random, 8);
+    ctx->room >>= 1;
+
+    ngx_hex_dump(hex, random + 8, 16);
+
+    if (ctx->handoff == ST_HANDOFF_MOONCAKE) {
+        (void) ngx_sprintf((u_char *) ctx->transfer_id,
+                           "xfer-%*s-%*s-%*s-%*s-%*s%Z", (size_t) 8, hex,
+                           (size_t) 4, hex + 8, (size_t) 4, hex + 12,
+                           (size_t) 4, hex + 16, (size_t) 12, hex + 20);
+
+    } else {
+        (void) ngx_sprintf((u_char *) ctx->transfer_id, "%*s%Z",
+                           sizeof(hex), hex);
+    }
+
+    return NGX_OK;
+}
+
+
 /* NGX_ERROR: it failed, and that was taken care of */
 
 static ngx_int_t
@@ -221,8 +260,7 @@ ngx_http_starling_send(ngx_http_starling_ctx_t *ctx,
         goto failed;
     }
 
-    translate = ctx->kind == ST_API_CHAT
-                && ngx_strcmp(path, "/v1/chat/completions") != 0;
+    translate = st_relay_translates(ctx->relay, &up);
 
     if (role != ST_LEG_PREFILL
         && ngx_http_starling_reply_init(ctx, translate) != NGX_OK)
@@ -279,11 +317,8 @@ ngx_http_starling_upstream(ngx_http_starling_ctx_t *ctx,
     up->model = model->upstream.len ? (char *) model->upstream.data
                                     : model->names[0];
 
-    /* a chat's log-probabilities are not those of a completion */
-
     if (ctx->ids_json.len
-        && !(ctx->kind == ST_API_CHAT && ctx->relay->wants_logprobs
-             && side->engine->kind != ST_KIND_STARLING))
+        && st_relay_takes_ids(ctx->relay, side->engine->kind))
     {
         up->ids_json = ctx->ids_json.data;
         up->ids_json_len = ctx->ids_json.len;
@@ -569,6 +604,7 @@ ngx_http_starling_failed(ngx_http_starling_ctx_t *ctx,
     ngx_int_t retry_after, const char *why)
 {
     int32_t                       id;
+    ngx_uint_t                    level;
     st_cluster_metrics           *m;
     ngx_http_starling_cluster_t  *cl;
 
@@ -578,8 +614,8 @@ ngx_http_starling_failed(ngx_http_starling_ctx_t *ctx,
 
     (void) st_cluster_outcome(cl->shared, id, outcome, ngx_http_starling_now());
 
-    ngx_log_error(outcome == ST_OUTCOME_BUSY ? NGX_LOG_WARN : NGX_LOG_ERR,
-                  ctx->request->connection->log, 0, "engine %V %s",
+    level = outcome == ST_OUTCOME_BUSY ? NGX_LOG_WARN : NGX_LOG_ERR;
+    ngx_log_error(level, ctx->request->connection->log, 0, "engine %V %s",
                   &side->engine->address, why);
 
     if (side == &ctx->prefill && ctx->started) {

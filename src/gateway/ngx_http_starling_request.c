@@ -291,8 +291,6 @@ ngx_http_starling_trace(ngx_http_starling_ctx_t *ctx)
     }
 
     ngx_memcpy(&ctx->id, random, 8);
-    ngx_memcpy(&ctx->room, random + 8, 8);
-    ctx->room >>= 1;
 
     h = ngx_http_starling_find_header(r, "x-request-id", 12);
 
@@ -362,9 +360,6 @@ ngx_http_starling_trace(ngx_http_starling_ctx_t *ctx)
     }
 
     ctx->headers.len = p - ctx->headers.data;
-
-    p = ngx_hex_dump((u_char *) ctx->transfer_id, random + 24, 16);
-    *p = '\0';
 
     return NGX_OK;
 }
