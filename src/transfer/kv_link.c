@@ -4,12 +4,12 @@
 
 #include <arpa/inet.h>
 #include <errno.h>
-#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -19,6 +19,8 @@
 #define SPIN_NS 20000u
 /* Deadlines are looked at this often at most. */
 #define SCAN_NS 10000000u
+/* While UCX is busy sockets are looked at this often. */
+#define POLL_NS 1000000u
 /* At the end: for messages to leave. */
 #define GOODBYE_NS 500000000u
 
@@ -252,8 +254,7 @@ void st_kv_fetch_cancel(st_kv_link *l, const st_transfer_id *id)
 }
 
 /* Numeric hosts only: a name would have to be looked up, which blocks. */
-static bool address_of(const char *host, uint16_t port, struct sockaddr_storage *out,
-                       socklen_t *len)
+static bool address_of(const char *host, uint16_t port, struct sockaddr_storage *out)
 {
     struct sockaddr_in *in = (struct sockaddr_in *)out;
     struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)out;
@@ -263,13 +264,11 @@ static bool address_of(const char *host, uint16_t port, struct sockaddr_storage 
     if (inet_pton(AF_INET, host, &in->sin_addr) == 1) {
         in->sin_family = AF_INET;
         in->sin_port = htons(port);
-        *len = sizeof *in;
         return true;
     }
     if (inet_pton(AF_INET6, host, &in6->sin6_addr) == 1) {
         in6->sin6_family = AF_INET6;
         in6->sin6_port = htons(port);
-        *len = sizeof *in6;
         return true;
     }
     return false;
@@ -345,8 +344,7 @@ st_status st_kv_fetch(st_kv_link *l, const st_kv_fetch_request *r, st_kv_over_fn
     if (st != ST_OK)
         return st;
     struct sockaddr_storage addr;
-    socklen_t len;
-    if (!r->port || !address_of(r->host, r->port, &addr, &len))
+    if (!r->port || !address_of(r->host, r->port, &addr))
         return st_fail(err, ST_EINVAL,
                        "KV fetch from host \"%.64s\" port %u; expected a numeric address and a "
                        "port",
@@ -402,7 +400,6 @@ static bool take_orders(st_kv_link *l)
 /* Ends what was marked and sends what may be sent. */
 static void settle(st_kv_link *l)
 {
-    kv_conns_accept(l);
     while (l->dirty) {
         l->dirty = false;
         kv_conns_settle(l);
@@ -420,7 +417,7 @@ static uint64_t earlier(uint64_t a, uint64_t b)
 static void scan(st_kv_link *l, uint64_t now)
 {
     l->next_scan = KV_NEVER;
-    uint64_t next = kv_conns_scan(l, now);
+    uint64_t next = earlier(kv_conns_scan(l, now), kv_listener_scan(l, now));
     next = earlier(next, kv_offers_scan(l, now));
     next = earlier(next, kv_fetches_scan(l, now));
     next = earlier(next, l->next_scan);
@@ -438,9 +435,7 @@ static void sleep_until_work(st_kv_link *l)
         uint64_t ms = l->next_scan > now ? (l->next_scan - now) / 1000000u + 1 : 0;
         timeout = ms < 60000 ? (int)ms : 60000;
     }
-    struct pollfd fds[] = {{.fd = l->ucx_fd, .events = POLLIN},
-                           {.fd = l->wake_fd, .events = POLLIN}};
-    (void)poll(fds, 2, timeout);
+    (void)kv_sockets_poll(l, timeout);
 }
 
 static bool is_stopping(st_kv_link *l)
@@ -459,8 +454,6 @@ static void stop(st_kv_link *l)
     kv_offers_cancel(l, true);
     kv_fetches_cancel(l, true);
     settle(l);
-    l->ucx->ucp_listener_destroy(l->listener);
-    l->listener = NULL;
     kv_conns_close(l, until);
     l->dirty = true;
     settle(l);
@@ -469,7 +462,7 @@ static void stop(st_kv_link *l)
 static void *run(void *arg)
 {
     st_kv_link *l = arg;
-    uint64_t last = st_now_ns();
+    uint64_t last = st_now_ns(), polled = last;
     while (!is_stopping(l)) {
         bool worked = take_orders(l);
         for (int i = 0; i < 32 && l->ucx->ucp_worker_progress(l->worker); i++)
@@ -482,8 +475,13 @@ static void *run(void *arg)
         }
         if (worked)
             last = now;
-        else if (now - last >= SPIN_NS)
+        if (!worked && now - last >= SPIN_NS)
             sleep_until_work(l);
+        else if (now - polled >= POLL_NS)
+            (void)kv_sockets_poll(l, 0);
+        else
+            continue;
+        polled = now;
     }
     stop(l);
     return NULL;
@@ -506,23 +504,27 @@ static st_status start_worker(st_kv_link *l, st_error *err)
                                  .thread_mode = UCS_THREAD_MODE_SERIALIZED};
         s = l->ucx->ucp_worker_create(l->context, &p, &l->worker);
     }
+    int ucx_fd = -1;
     if (s == UCS_OK)
-        s = l->ucx->ucp_worker_get_efd(l->worker, &l->ucx_fd);
+        s = l->ucx->ucp_worker_get_efd(l->worker, &ucx_fd);
     if (s != UCS_OK)
         return st_fail(err, ST_EUNSUPPORTED, "KV transfer: UCX cannot start: %s",
                        l->ucx->ucs_status_string(s));
-    return ST_OK;
+    struct epoll_event none = {.events = EPOLLIN};
+    if (epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, ucx_fd, &none) ||
+        epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, l->wake_fd, &none))
+        return st_fail(err, ST_EIO, "KV transfer: epoll: %s", strerror(errno));
+    return kv_conns_start(l, err);
 }
 
 static st_status start_listener(st_kv_link *l, st_error *err)
 {
     struct sockaddr_storage addr;
-    socklen_t len;
-    if (!address_of(l->o.host, l->o.port, &addr, &len))
+    if (!address_of(l->o.host, l->o.port, &addr))
         return st_fail(err, ST_EINVAL,
                        "KV transfer: cannot listen on host \"%.64s\"; expected a numeric address",
                        l->o.host);
-    return kv_conns_start(l, (const struct sockaddr *)&addr, len, err);
+    return kv_listen(l, &addr, err);
 }
 
 /* Signals belong to the program's other threads. */
@@ -556,8 +558,8 @@ static void link_init(st_kv_link *l, const st_kv_link_options *o)
                           .n_layers = (uint32_t)o->store->n_layers,
                           .row_bytes = o->store->row_bytes};
     l->orders_tail = &l->orders;
-    l->next_scan = KV_NEVER;
-    l->wake_fd = -1;
+    l->next_scan = l->accept_again = KV_NEVER;
+    l->wake_fd = l->epoll_fd = l->listen_fd = -1;
     l->has_lock = !pthread_mutex_init(&l->lock, NULL);
 }
 
@@ -572,8 +574,9 @@ st_status st_kv_link_new(const st_kv_link_options *o, st_kv_link **out, st_error
     if (st != ST_OK)
         goto fail;
     l->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (l->wake_fd < 0) {
-        st = st_fail(err, ST_EIO, "KV transfer: no eventfd: %s", strerror(errno));
+    l->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (l->wake_fd < 0 || l->epoll_fd < 0) {
+        st = st_fail(err, ST_EIO, "KV transfer: no eventfd or epoll: %s", strerror(errno));
         goto fail;
     }
     st = start_worker(l, err);
@@ -602,12 +605,16 @@ void st_kv_link_free(st_kv_link *l)
         pthread_mutex_unlock(&l->lock);
         pthread_join(l->thread, NULL);
     }
-    if (l->listener)
-        l->ucx->ucp_listener_destroy(l->listener);
+    if (l->listen_fd >= 0)
+        close(l->listen_fd);
+    if (l->address)
+        l->ucx->ucp_worker_release_address(l->worker, l->address);
     if (l->worker)
         l->ucx->ucp_worker_destroy(l->worker);
     if (l->context)
         l->ucx->ucp_cleanup(l->context);
+    if (l->epoll_fd >= 0)
+        close(l->epoll_fd);
     if (l->wake_fd >= 0)
         close(l->wake_fd);
     if (l->has_lock)

@@ -1,10 +1,10 @@
-/* Connections of a KV link: UCX endpoints made from socket addresses, HELLO first, then messages
- * of offers and fetches; what is done when one fails (see kv_link_internal.h). */
-#include <arpa/inet.h>
+/* Connections of a KV link after HELLO: UCX endpoints, the messages of offers and fetches over
+ * them, and what is done when one fails (see kv_link_internal.h). */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "transfer/kv_link_internal.h"
@@ -18,38 +18,9 @@ typedef struct kv_send {
     kv_offer *offer; /* whose rows; NULL for other messages */
     size_t bytes;
     void *payload; /* owned */
-    unsigned char header[KV_HEADER_MAX];
+    unsigned char header[KV_TOKEN_BYTES + KV_HEADER_MAX];
     ucp_dt_iov_t iov[];
 } kv_send;
-
-void kv_address_text(const struct sockaddr_storage *a, char *out, size_t cap)
-{
-    char host[INET6_ADDRSTRLEN] = "?";
-    if (a->ss_family == AF_INET6) {
-        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)a;
-        inet_ntop(AF_INET6, &in6->sin6_addr, host, sizeof host);
-        snprintf(out, cap, "[%s]:%u", host, ntohs(in6->sin6_port));
-    } else {
-        const struct sockaddr_in *in = (const struct sockaddr_in *)a;
-        inet_ntop(AF_INET, &in->sin_addr, host, sizeof host);
-        snprintf(out, cap, "%s:%u", host, ntohs(in->sin_port));
-    }
-}
-
-static bool address_equal(const struct sockaddr_storage *a, const struct sockaddr_storage *b)
-{
-    if (a->ss_family != b->ss_family)
-        return false;
-    if (a->ss_family == AF_INET6) {
-        const struct sockaddr_in6 *x = (const struct sockaddr_in6 *)a;
-        const struct sockaddr_in6 *y = (const struct sockaddr_in6 *)b;
-        return x->sin6_port == y->sin6_port && x->sin6_scope_id == y->sin6_scope_id &&
-               !memcmp(&x->sin6_addr, &y->sin6_addr, sizeof x->sin6_addr);
-    }
-    const struct sockaddr_in *x = (const struct sockaddr_in *)a;
-    const struct sockaddr_in *y = (const struct sockaddr_in *)b;
-    return x->sin_port == y->sin_port && x->sin_addr.s_addr == y->sin_addr.s_addr;
-}
 
 void kv_conn_fail(kv_conn *c, st_status status, const char *fmt, ...)
 {
@@ -107,7 +78,10 @@ static void send_message(kv_send *s, unsigned kind, size_t header_len, const voi
                              .cb.send = on_sent,
                              .user_data = s,
                              .datatype = type,
-                             .flags = UCP_AM_SEND_FLAG_REPLY | flags};
+                             .flags = flags};
+    /* As it is: only the one who chose it reads it. */
+    memcpy(s->header, &c->their_token, KV_TOKEN_BYTES);
+    header_len += KV_TOKEN_BYTES;
     c->in_flight++;
     c->bytes_in_flight += s->bytes;
     ucs_status_ptr_t r =
@@ -119,7 +93,7 @@ static void send_message(kv_send *s, unsigned kind, size_t header_len, const voi
 void kv_conn_send(kv_conn *c, unsigned kind, const unsigned char *header, size_t len,
                   const int32_t *blocks, int32_t n_blocks)
 {
-    if (c->failed || c->closing)
+    if (c->failed || c->closing || !c->greeted)
         return;
     kv_send *s = calloc(1, sizeof *s);
     size_t bytes = (size_t)n_blocks * 4;
@@ -129,7 +103,7 @@ void kv_conn_send(kv_conn *c, unsigned kind, const unsigned char *header, size_t
         return;
     }
     s->conn = c;
-    memcpy(s->header, header, len);
+    memcpy(s->header + KV_TOKEN_BYTES, header, len);
     if (bytes)
         kv_blocks_encode(blocks, n_blocks, s->payload);
     send_message(s, kind, len, s->payload, bytes, ucp_dt_make_contig(1), UCP_AM_SEND_FLAG_EAGER);
@@ -162,7 +136,7 @@ void kv_conn_send_rows(kv_conn *c, kv_offer *o, const kv_rows *rows)
     size_t n = kv_pieces(store, rows->layer, o->table, rows->first, rows->count,
                          (kv_piece *)(void *)s->iov);
     o->in_flight++;
-    size_t len = kv_rows_encode(rows, s->header);
+    size_t len = kv_rows_encode(rows, s->header + KV_TOKEN_BYTES);
     /* One piece in memory travels without being gathered. */
     if (n == 1)
         send_message(s, KV_MSG_ROWS, len, s->iov[0].buffer, s->bytes, ucp_dt_make_contig(1), 0);
@@ -170,130 +144,36 @@ void kv_conn_send_rows(kv_conn *c, kv_offer *o, const kv_rows *rows)
         send_message(s, KV_MSG_ROWS, len, s->iov, n, ucp_dt_make_iov(), 0);
 }
 
-/* ---- making ---- */
-
-static void say_hello(kv_conn *c)
+ucs_status_t kv_conn_open(kv_conn *c, const unsigned char *address)
 {
-    unsigned char header[KV_HEADER_MAX];
-    kv_conn_send(c, KV_MSG_HELLO, header, kv_hello_encode(&c->link->hello, header), NULL, 0);
-}
-
-/* Makes the endpoint and links the connection in. Frees c on failure. */
-static kv_conn *conn_open(st_kv_link *l, kv_conn *c, ucp_ep_params_t *p, st_error *err)
-{
-    p->field_mask |= UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE | UCP_EP_PARAM_FIELD_ERR_HANDLER;
-    p->err_mode = UCP_ERR_HANDLING_MODE_PEER;
-    p->err_handler = (ucp_err_handler_t){.cb = on_error, .arg = c};
-    ucs_status_t s = l->ucx->ucp_ep_create(l->worker, p, &c->ep);
-    if (s != UCS_OK) {
-        (void)st_fail(err, ST_EIO, "KV transfer with %s: cannot connect: %s", c->name,
-                      l->ucx->ucs_status_string(s));
-        free(c);
-        return NULL;
-    }
-    c->link = l;
-    c->sending_tail = &c->sending;
-    c->next = l->conns;
-    l->conns = c;
-    c->deadline = st_now_ns() + l->o.connect_timeout_ns;
-    kv_link_due(l, c->deadline);
-    say_hello(c);
-    return c;
-}
-
-kv_conn *kv_conn_to(st_kv_link *l, const struct sockaddr_storage *addr, bool *reused, st_error *err)
-{
-    *reused = true;
-    for (kv_conn *c = l->conns; c; c = c->next)
-        if (c->outgoing && !c->failed && !c->closing && address_equal(&c->addr, addr))
-            return c;
-    *reused = false;
-    kv_conn *c = calloc(1, sizeof *c);
-    if (!c) {
-        (void)st_fail(err, ST_ENOMEM, "KV transfer: out of memory");
-        return NULL;
-    }
-    c->outgoing = true;
-    c->addr = *addr;
-    kv_address_text(addr, c->name, sizeof c->name);
-    ucp_ep_params_t p = {.field_mask = UCP_EP_PARAM_FIELD_FLAGS | UCP_EP_PARAM_FIELD_SOCK_ADDR,
-                         .flags = UCP_EP_PARAMS_FLAGS_CLIENT_SERVER,
-                         .sockaddr = {.addr = (const struct sockaddr *)&c->addr,
-                                      .addrlen = addr->ss_family == AF_INET6
-                                                     ? sizeof(struct sockaddr_in6)
-                                                     : sizeof(struct sockaddr_in)}};
-    return conn_open(l, c, &p, err);
-}
-
-/* From inside progress: remember it, no more. */
-static void on_request(ucp_conn_request_h request, void *arg)
-{
-    st_kv_link *l = arg;
-    if (l->n_requests == KV_REQUESTS_MAX)
-        (void)l->ucx->ucp_listener_reject(l->listener, request);
-    else
-        l->requests[l->n_requests++] = request;
-}
-
-static void accept_one(st_kv_link *l, ucp_conn_request_h request)
-{
-    kv_conn *c = l->n_accepted < KV_CONNECTIONS_MAX ? calloc(1, sizeof *c) : NULL;
-    if (!c) {
-        (void)l->ucx->ucp_listener_reject(l->listener, request);
-        return;
-    }
-    ucp_conn_request_attr_t attr = {.field_mask = UCP_CONN_REQUEST_ATTR_FIELD_CLIENT_ADDR};
-    if (l->ucx->ucp_conn_request_query(request, &attr) == UCS_OK)
-        c->addr = attr.client_address;
-    kv_address_text(&c->addr, c->name, sizeof c->name);
-    ucp_ep_params_t p = {.field_mask = UCP_EP_PARAM_FIELD_CONN_REQUEST, .conn_request = request};
-    if (conn_open(l, c, &p, NULL))
-        l->n_accepted++;
-}
-
-void kv_conns_accept(st_kv_link *l)
-{
-    for (int i = 0; i < l->n_requests; i++)
-        accept_one(l, l->requests[i]);
-    l->n_requests = 0;
+    ucp_ep_params_t p = {.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS |
+                                       UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
+                                       UCP_EP_PARAM_FIELD_ERR_HANDLER,
+                         .address = (const ucp_address_t *)address,
+                         .err_mode = UCP_ERR_HANDLING_MODE_PEER,
+                         .err_handler = {.cb = on_error, .arg = c}};
+    return c->link->ucx->ucp_ep_create(c->link->worker, &p, &c->ep);
 }
 
 /* ---- messages ---- */
 
-kv_conn *kv_conn_of(st_kv_link *l, ucp_ep_h ep)
+static kv_conn *conn_of(st_kv_link *l, const unsigned char *token)
 {
     for (kv_conn *c = l->conns; c; c = c->next)
-        if (c->ep == ep)
-            return c->failed || c->closing ? NULL : c;
+        if (!memcmp(&c->my_token, token, KV_TOKEN_BYTES))
+            return c->failed || c->closing || !c->greeted ? NULL : c;
     return NULL;
 }
 
-static void hello(kv_conn *c, const void *header, size_t len, size_t payload)
+static ucs_status_t on_message(st_kv_link *l, unsigned kind, const unsigned char *header,
+                               size_t len, void *data, size_t data_len,
+                               const ucp_am_recv_param_t *param)
 {
-    kv_hello h;
-    st_error err;
-    st_status st = kv_hello_decode(header, len, payload, &h, &err);
-    if (st != ST_OK || c->greeted) {
-        kv_conn_fail(c, st != ST_OK ? st : ST_EFORMAT, "%s", st != ST_OK ? err.text : "two HELLOs");
-        return;
-    }
-    c->greeted = true;
-    c->deadline = KV_NEVER;
-    st = kv_hello_compare(&c->link->hello, &h, &c->refused);
-    /* The side that connected tells its fetches why; the other waits for it to leave. */
-    if (st != ST_OK && c->outgoing)
-        kv_conn_fail(c, st, "%s", c->refused.text);
-    else if (st == ST_OK)
-        kv_fetches_greeted(c->link, c);
-}
-
-static ucs_status_t on_message(st_kv_link *l, unsigned kind, const void *header, size_t len,
-                               void *data, size_t data_len, const ucp_am_recv_param_t *param)
-{
-    kv_conn *c =
-        param->recv_attr & UCP_AM_RECV_ATTR_FIELD_REPLY_EP ? kv_conn_of(l, param->reply_ep) : NULL;
+    kv_conn *c = len >= KV_TOKEN_BYTES ? conn_of(l, header) : NULL;
     if (!c)
         return UCS_OK;
+    header += KV_TOKEN_BYTES;
+    len -= KV_TOKEN_BYTES;
     l->dirty = true;
     bool rndv = param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV;
     st_error err;
@@ -303,13 +183,7 @@ static ucs_status_t on_message(st_kv_link *l, unsigned kind, const void *header,
         kv_rows rows;
         kv_end end;
     } m;
-    if (kind == KV_MSG_HELLO) {
-        hello(c, header, len, data_len);
-        return UCS_OK;
-    }
-    if (!c->greeted)
-        st = st_fail(&err, ST_EFORMAT, "message %u before HELLO", kind);
-    else if (rndv && kind != KV_MSG_ROWS)
+    if (rndv && kind != KV_MSG_ROWS)
         st = st_fail(&err, ST_EFORMAT, "message %u by rendezvous", kind);
     else if (kind == KV_MSG_WANT)
         st = kv_want_decode(header, len, data_len, &m.want, &err);
@@ -337,7 +211,6 @@ static ucs_status_t on_message(st_kv_link *l, unsigned kind, const void *header,
     {                                                                                              \
         return on_message(arg, kind, header, len, data, data_len, param);                          \
     }
-ON(on_hello, KV_MSG_HELLO)
 ON(on_want, KV_MSG_WANT)
 ON(on_rows, KV_MSG_ROWS)
 ON(on_end, KV_MSG_END)
@@ -348,10 +221,7 @@ static ucs_status_t set_handlers(st_kv_link *l)
     static const struct {
         unsigned id;
         ucp_am_recv_callback_t cb;
-    } handlers[] = {{KV_MSG_HELLO, on_hello},
-                    {KV_MSG_WANT, on_want},
-                    {KV_MSG_ROWS, on_rows},
-                    {KV_MSG_END, on_end}};
+    } handlers[] = {{KV_MSG_WANT, on_want}, {KV_MSG_ROWS, on_rows}, {KV_MSG_END, on_end}};
     for (size_t i = 0; i < sizeof handlers / sizeof *handlers; i++) {
         ucp_am_handler_param_t p = {
             .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
@@ -367,36 +237,34 @@ static ucs_status_t set_handlers(st_kv_link *l)
     return UCS_OK;
 }
 
-st_status kv_conns_start(st_kv_link *l, const struct sockaddr *addr, socklen_t len, st_error *err)
+st_status kv_conns_start(st_kv_link *l, st_error *err)
 {
     ucs_status_t s = set_handlers(l);
+    if (s == UCS_OK)
+        s = l->ucx->ucp_worker_get_address(l->worker, &l->address, &l->address_len);
     if (s != UCS_OK)
-        return st_fail(err, ST_EUNSUPPORTED, "KV transfer: UCX has no active messages here: %s",
+        return st_fail(err, ST_EUNSUPPORTED, "KV transfer: UCX cannot be used here: %s",
                        l->ucx->ucs_status_string(s));
-    ucp_listener_params_t p = {.field_mask = UCP_LISTENER_PARAM_FIELD_SOCK_ADDR |
-                                             UCP_LISTENER_PARAM_FIELD_CONN_HANDLER,
-                               .sockaddr = {.addr = addr, .addrlen = len},
-                               .conn_handler = {.cb = on_request, .arg = l}};
-    s = l->ucx->ucp_listener_create(l->worker, &p, &l->listener);
-    if (s != UCS_OK)
-        return st_fail(err, ST_EIO, "KV transfer: cannot listen on %s port %u: %s", l->o.host,
-                       l->o.port, l->ucx->ucs_status_string(s));
-    ucp_listener_attr_t attr = {.field_mask = UCP_LISTENER_ATTR_FIELD_SOCKADDR};
-    s = l->ucx->ucp_listener_query(l->listener, &attr);
-    if (s != UCS_OK)
-        return st_fail(err, ST_EIO, "KV transfer: no port: %s", l->ucx->ucs_status_string(s));
-    l->port = ntohs(attr.sockaddr.ss_family == AF_INET6
-                        ? ((struct sockaddr_in6 *)&attr.sockaddr)->sin6_port
-                        : ((struct sockaddr_in *)&attr.sockaddr)->sin_port);
+    if (l->address_len > KV_ADDRESS_MAX)
+        return st_fail(err, ST_EUNSUPPORTED,
+                       "KV transfer: UCX has an address of %zu bytes; "
+                       "expected at most %d",
+                       l->address_len, KV_ADDRESS_MAX);
     return ST_OK;
 }
 
 /* ---- ending ---- */
 
-static void close_endpoint(kv_conn *c, unsigned flags)
+static void close_conn(kv_conn *c)
 {
-    ucp_request_param_t p = {.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS, .flags = flags};
+    ucp_request_param_t p = {.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS,
+                             .flags = UCP_EP_CLOSE_FLAG_FORCE};
     c->closing = true;
+    if (c->fd >= 0)
+        close(c->fd);
+    c->fd = -1;
+    if (!c->ep)
+        return;
     ucs_status_ptr_t r = c->link->ucx->ucp_ep_close_nbx(c->ep, &p);
     c->close_request = UCS_PTR_IS_PTR(r) ? r : NULL;
 }
@@ -419,7 +287,7 @@ void kv_conns_settle(st_kv_link *l)
         if (c->failed && !c->closing) {
             kv_offers_conn_failed(l, c);
             kv_fetches_conn_failed(l, c);
-            close_endpoint(c, UCP_EP_CLOSE_FLAG_FORCE);
+            close_conn(c);
         }
         if (c->closing && conn_closed(c)) {
             /* A connection of kv_fetches_conn_failed may have come in front of it. */
@@ -427,6 +295,8 @@ void kv_conns_settle(st_kv_link *l)
                 at = &(*at)->next;
             *at = c->next;
             l->n_accepted -= !c->outgoing;
+            free(c->in);
+            free(c->out);
             free(c);
         } else {
             at = &c->next;
@@ -441,10 +311,13 @@ uint64_t kv_conns_scan(st_kv_link *l, uint64_t now)
         if (c->closing) { /* nothing tells when UCX has let go: look again */
             l->dirty = true;
             next = now;
-        } else if (!c->failed && !c->greeted && now >= c->deadline) {
-            kv_conn_fail(c, ST_EDEADLINE, "no answer in %.3g s",
-                         (double)l->o.connect_timeout_ns / 1e9);
-        } else if (!c->greeted && c->deadline < next) {
+        } else if (!c->failed && now >= c->deadline) {
+            if (c->greeted)
+                kv_conn_fail(c, ST_EIO, "the peer is gone");
+            else
+                kv_conn_fail(c, ST_EDEADLINE, "no answer in %.3g s",
+                             (double)l->o.connect_timeout_ns / 1e9);
+        } else if (c->deadline < next) {
             next = c->deadline;
         }
     }
@@ -479,7 +352,7 @@ void kv_conns_close(st_kv_link *l, uint64_t until)
     for (kv_conn *c = l->conns; c; c = c->next) {
         void *flush = c->closing ? NULL : c->close_request;
         if (!c->closing)
-            close_endpoint(c, UCP_EP_CLOSE_FLAG_FORCE);
+            close_conn(c);
         if (flush) /* UCX ends it with the endpoint, and frees it then */
             l->ucx->ucp_request_free(flush);
     }

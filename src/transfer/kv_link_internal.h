@@ -1,9 +1,16 @@
 /* The parts of a KV link, shared by its files.
  *
  *   kv_link.c              calls from other threads, the thread's loop, timers, start and end
- *   kv_link_connection.c   endpoints, HELLO, sending, failure and closing
+ *   kv_link_handshake.c    TCP: listening, connecting, HELLO, noticing that a peer is gone
+ *   kv_link_connection.c   UCX endpoints, sending, failure and closing
  *   kv_link_offer.c        the prefill side: offers, wants, rows sent
  *   kv_link_fetch.c        the decode side: fetches, rows received
+ *
+ * A connection is a TCP connection, over which each side says HELLO with its UCX address, and then
+ * a UCX endpoint made from that address. UCX's own listener would do without the first, but ends
+ * the process when a stranger sends it bytes. The TCP connection stays open and silent: its end
+ * tells at once that the peer died. Messages begin with a token (KV_TOKEN_BYTES) that the receiver
+ * has chosen: it says which connection they belong to.
  *
  * Everything belongs to the link's thread, except what is marked "shared", which is under the lock.
  * UCX calls back from inside ucp_worker_progress: there we only mark and count; kv_link_settle,
@@ -25,9 +32,9 @@
 
 enum {
     KV_BUCKETS = 1024,
-    KV_PAST = 512,              /* ended offers that are remembered */
-    KV_CONNECTIONS_MAX = 1024,  /* accepted ones */
-    KV_REQUESTS_MAX = 64,       /* accepted in one turn of the loop */
+    KV_PAST = 512,             /* ended offers that are remembered */
+    KV_CONNECTIONS_MAX = 1024, /* accepted ones */
+    KV_TOKEN_BYTES = 8,
     KV_MESSAGE_BYTES = 1 << 20, /* of rows */
     KV_WINDOW_BYTES = 8 << 20,  /* of rows on their way over one connection */
     KV_WHY_MAX = 200
@@ -56,15 +63,18 @@ typedef struct kv_ending {
 struct kv_conn {
     kv_conn *next;
     st_kv_link *link;
-    ucp_ep_h ep;
+    int fd;
+    unsigned char *in, *out; /* HELLO, as far as it came and went */
+    size_t in_len, in_cap, out_len, out_sent;
+    ucp_ep_h ep; /* NULL until they said HELLO */
+    uint64_t my_token, their_token;
     bool outgoing;
-    bool greeted; /* their HELLO came, and fits unless refused.status */
+    bool greeted; /* their HELLO came and fits, and the endpoint is there */
     bool failed, closing;
-    st_error refused; /* how their HELLO differs */
-    st_error why;     /* of the failure */
+    st_error why; /* of the failure */
     struct sockaddr_storage addr;
     char name[80];
-    uint64_t deadline; /* of HELLO, or of closing */
+    uint64_t deadline; /* of HELLO; or, after they hung up, of what they said before */
     int in_flight;     /* requests of UCX that will call back */
     size_t bytes_in_flight;
     void *close_request;
@@ -153,8 +163,9 @@ struct st_kv_link {
     kv_hello hello;
     ucp_context_h context;
     ucp_worker_h worker;
-    ucp_listener_h listener;
-    int ucx_fd, wake_fd;
+    ucp_address_t *address;
+    size_t address_len;
+    int epoll_fd, wake_fd, listen_fd;
     uint16_t port;
     pthread_t thread;
     bool has_thread, has_lock;
@@ -165,6 +176,7 @@ struct st_kv_link {
     kv_node *offer_map[KV_BUCKETS], *fetch_map[KV_BUCKETS];
     st_kv_link_stats stats;
 
+    uint64_t accept_again; /* when the listener rests */
     kv_offer *offers;
     kv_fetch *fetches;
     kv_conn *conns;
@@ -173,8 +185,6 @@ struct st_kv_link {
     uint32_t n_waits;
     kv_past past[KV_PAST];
     size_t past_at;
-    ucp_conn_request_h requests[KV_REQUESTS_MAX];
-    int n_requests;
     bool dirty;         /* something is marked: kv_link_settle has work */
     uint64_t next_scan; /* when to look at deadlines next */
 };
@@ -189,15 +199,23 @@ void kv_end_mark(st_kv_link *l, kv_ending *e, st_status status, const char *fmt,
 /* Adds to a counter under the lock. */
 void kv_link_count(st_kv_link *l, uint64_t *counter, uint64_t n);
 
-/* kv_link_connection.c */
-ST_NODISCARD st_status kv_conns_start(st_kv_link *l, const struct sockaddr *addr, socklen_t len,
-                                      st_error *err);
-void kv_conns_accept(st_kv_link *l);
+/* kv_link_handshake.c */
+ST_NODISCARD st_status kv_listen(st_kv_link *l, const struct sockaddr_storage *addr, st_error *err);
+/* The connection to an address: the one there is, or a new one, whose HELLO is under way. */
 kv_conn *kv_conn_to(st_kv_link *l, const struct sockaddr_storage *addr, bool *reused,
                     st_error *err);
-kv_conn *kv_conn_of(st_kv_link *l, ucp_ep_h ep);
+uint64_t kv_listener_scan(st_kv_link *l, uint64_t now);
+/* Handles what happened to sockets; waits for it, for UCX or for an order. True: something did. */
+bool kv_sockets_poll(st_kv_link *l, int timeout_ms);
+void kv_address_text(const struct sockaddr_storage *a, char *out, size_t cap);
+socklen_t kv_address_len(const struct sockaddr_storage *a);
+
+/* kv_link_connection.c */
+ST_NODISCARD st_status kv_conns_start(st_kv_link *l, st_error *err);
+/* Makes the endpoint. */
+ucs_status_t kv_conn_open(kv_conn *c, const unsigned char *address);
 void kv_conn_fail(kv_conn *c, st_status status, const char *fmt, ...) ST_PRINTF(3, 4);
-/* Sends a header and maybe block ids. Failure fails the connection. */
+/* Sends a header (KV_HEADER_MAX at most) and maybe block ids. Failure fails the connection. */
 void kv_conn_send(kv_conn *c, unsigned kind, const unsigned char *header, size_t len,
                   const int32_t *blocks, int32_t n_blocks);
 void kv_conn_send_end(kv_conn *c, const st_transfer_id *id, bool from_fetcher, st_status status,
@@ -208,7 +226,6 @@ void kv_conns_settle(st_kv_link *l);
 uint64_t kv_conns_scan(st_kv_link *l, uint64_t now); /* the next deadline */
 /* Closes all, politely where possible, until `until`, then by force. */
 void kv_conns_close(st_kv_link *l, uint64_t until);
-void kv_address_text(const struct sockaddr_storage *a, char *out, size_t cap);
 
 /* kv_link_offer.c */
 void kv_offer_add(st_kv_link *l, kv_offer *o);

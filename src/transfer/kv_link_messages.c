@@ -3,6 +3,7 @@
 
 #include <inttypes.h>
 #include <string.h>
+#include <xxhash.h>
 
 #include "base/utf8.h"
 #include "starling/dtype.h"
@@ -45,35 +46,61 @@ static st_status bad_length(const char *kind, size_t len, size_t expected, st_er
     return st_fail(err, ST_EFORMAT, "%s of %zu bytes; expected %zu", kind, len, expected);
 }
 
-size_t kv_hello_encode(const kv_hello *m, unsigned char *out)
+/* Of everything behind it: UCX trusts addresses, so damaged ones must not reach it. */
+static uint64_t hello_check(const unsigned char *p, size_t len)
 {
-    put32(out, MAGIC);
-    put32(out + 4, m->version);
-    put64(out + 8, m->fingerprint);
-    put32(out + 16, m->dtype);
-    put32(out + 20, m->n_layers);
-    put64(out + 24, m->row_bytes);
-    put64(out + 32, 0); /* room for later versions of the same length */
-    return KV_HELLO_BYTES;
+    return XXH3_64bits(p + 16, len - 16);
 }
 
-st_status kv_hello_decode(const void *bytes, size_t len, size_t payload_len, kv_hello *m,
-                          st_error *err)
+size_t kv_hello_encode(const kv_hello *m, unsigned char *out)
+{
+    size_t len = KV_HELLO_BYTES + m->address_len;
+    put32(out, MAGIC);
+    put32(out + 4, m->version);
+    put64(out + 16, m->fingerprint);
+    put32(out + 24, m->dtype);
+    put32(out + 28, m->n_layers);
+    put64(out + 32, m->row_bytes);
+    put64(out + 40, m->token);
+    put32(out + 48, m->address_len);
+    put32(out + 52, 0); /* aligns the address */
+    memcpy(out + KV_HELLO_BYTES, m->address, m->address_len);
+    put64(out + 8, hello_check(out, len));
+    return len;
+}
+
+st_status kv_hello_decode(const void *bytes, size_t len, kv_hello *m, size_t *need, st_error *err)
 {
     const unsigned char *p = bytes;
     *m = (kv_hello){0};
-    if (len < 8 || get32(p) != MAGIC)
-        return st_fail(err, ST_EFORMAT, "HELLO of %zu bytes that does not begin with STKV", len);
-    m->version = get32(p + 4);
-    if (m->version != KV_LINK_VERSION)
-        return st_fail(err, ST_EUNSUPPORTED, "it speaks version %" PRIu32 ", this one version %d",
-                       m->version, KV_LINK_VERSION);
-    if (len != KV_HELLO_BYTES || payload_len)
-        return bad_length("HELLO", len + payload_len, KV_HELLO_BYTES, err);
-    m->fingerprint = get64(p + 8);
-    m->dtype = get32(p + 16);
-    m->n_layers = get32(p + 20);
-    m->row_bytes = get64(p + 24);
+    *need = KV_HELLO_BYTES;
+    if (len >= 4 && get32(p) != MAGIC)
+        return st_fail(err, ST_EFORMAT, "its first bytes are not those of a KV link");
+    if (len >= 8 && get32(p + 4) != KV_LINK_VERSION)
+        return st_fail(err, ST_EUNSUPPORTED,
+                       "it speaks version %" PRIu32 ", this engine version %d", get32(p + 4),
+                       KV_LINK_VERSION);
+    if (len < KV_HELLO_BYTES)
+        return ST_OK;
+    uint32_t address_len = get32(p + 48);
+    if (!address_len || address_len > KV_ADDRESS_MAX)
+        return st_fail(err, ST_EFORMAT,
+                       "HELLO with an address of %" PRIu32 " bytes; expected 1 to "
+                       "%d",
+                       address_len, KV_ADDRESS_MAX);
+    *need = KV_HELLO_BYTES + (size_t)address_len;
+    if (len < *need)
+        return ST_OK;
+    if (len > *need || hello_check(p, len) != get64(p + 8))
+        return st_fail(err, ST_EFORMAT, "HELLO of %zu bytes that is damaged", len);
+    *m = (kv_hello){.version = KV_LINK_VERSION,
+                    .fingerprint = get64(p + 16),
+                    .dtype = get32(p + 24),
+                    .n_layers = get32(p + 28),
+                    .row_bytes = get64(p + 32),
+                    .token = get64(p + 40),
+                    .address_len = address_len,
+                    .address = p + KV_HELLO_BYTES};
     return ST_OK;
 }
 

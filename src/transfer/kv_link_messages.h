@@ -1,22 +1,26 @@
 /* What two KV links say to each other, as bytes: little-endian, fixed sizes, nothing trusted.
  *
- *   HELLO  header only                          first, each direction
+ *   HELLO  what the rows are, the sender's UCX address, and the token that it wants to read in
+ *          front of each message: over a plain TCP connection, first, each direction
  *   WANT   header; payload: block ids (int32)   decode -> prefill
  *   ROWS   header; payload: the rows            prefill -> decode
  *   END    header with the text in it           either way
  *
- * The kind is the active message's id. Decoding checks each value for itself (ranges, lengths that
- * agree); what only the receiver can know (is the id known, the layer there) it checks itself. */
+ * The last three are active messages of UCX; their kind is the message's id. Decoding checks each
+ * value for itself (ranges, lengths that agree); what only the receiver can know (is the id known,
+ * the layer there) it checks itself. */
 #ifndef ST_TRANSFER_KV_LINK_MESSAGES_H
 #define ST_TRANSFER_KV_LINK_MESSAGES_H
 
 #include "transfer/kv_link.h"
 
-enum { KV_MSG_HELLO = 1, KV_MSG_WANT = 2, KV_MSG_ROWS = 3, KV_MSG_END = 4 };
+enum { KV_MSG_WANT = 1, KV_MSG_ROWS = 2, KV_MSG_END = 3 };
 
 enum {
     KV_LINK_VERSION = 1,
-    KV_HELLO_BYTES = 40,
+    KV_HELLO_BYTES = 56, /* and the address */
+    KV_ADDRESS_MAX = 32768,
+    KV_HELLO_TOKEN = 40, /* where the token is */
     KV_WANT_BYTES = 32,
     KV_ROWS_BYTES = 28,
     KV_END_BYTES = 24,
@@ -29,6 +33,9 @@ typedef struct kv_hello {
     uint64_t fingerprint;
     uint32_t dtype, n_layers;
     uint64_t row_bytes;
+    uint64_t token;
+    uint32_t address_len;
+    const unsigned char *address; /* in the message */
 } kv_hello;
 
 typedef struct kv_want {
@@ -50,17 +57,20 @@ typedef struct kv_end {
     char text[KV_TEXT_MAX + 1];
 } kv_end;
 
-/* Each writes to out[KV_HEADER_MAX] and returns the length. */
+/* Writes KV_HELLO_BYTES + address_len bytes and returns their number. */
 size_t kv_hello_encode(const kv_hello *m, unsigned char *out);
+/* Reads HELLO as its bytes arrive. ST_OK with *need > len: more bytes must come (*need is how many
+ * are surely needed in all) and m is not filled. ST_EUNSUPPORTED: another version. */
+ST_NODISCARD st_status kv_hello_decode(const void *p, size_t len, kv_hello *m, size_t *need,
+                                       st_error *err);
+
+/* Each writes to out[KV_HEADER_MAX] and returns the length. */
 size_t kv_want_encode(const kv_want *m, unsigned char *out);
 size_t kv_rows_encode(const kv_rows *m, unsigned char *out);
 size_t kv_end_encode(const kv_end *m, unsigned char *out);
 
-/* ST_EFORMAT with a text when the bytes are no such message. payload_len is that of the message. A
- * HELLO of another version is ST_EUNSUPPORTED and has only its version filled. The text of END
- * comes out as one line of valid UTF-8. */
-ST_NODISCARD st_status kv_hello_decode(const void *p, size_t len, size_t payload_len, kv_hello *m,
-                                       st_error *err);
+/* ST_EFORMAT with a text when the bytes are no such message. payload_len is that of the message.
+ * The text of END comes out as one line of valid UTF-8. */
 ST_NODISCARD st_status kv_want_decode(const void *p, size_t len, size_t payload_len, kv_want *m,
                                       st_error *err);
 ST_NODISCARD st_status kv_rows_decode(const void *p, size_t len, size_t payload_len, kv_rows *m,

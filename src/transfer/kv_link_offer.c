@@ -236,10 +236,6 @@ static const kv_past *find_past(const st_kv_link *l, const st_transfer_id *id)
 
 void kv_offer_want(st_kv_link *l, kv_conn *c, const kv_want *w, const unsigned char *blocks)
 {
-    if (c->refused.status != ST_OK) {
-        refuse(c, &w->id, ST_EINVAL, "the two engines' KV rows differ");
-        return;
-    }
     kv_offer *o = find(l, &w->id);
     const kv_past *past = find_past(l, &w->id);
     if (o && !o->end.ended)
