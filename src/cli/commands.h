@@ -3,6 +3,7 @@
 #define ST_CLI_COMMANDS_H
 
 int st_cmd_serve(int argc, char **argv);
+int st_cmd_up(int argc, char **argv);
 int st_cmd_run(int argc, char **argv);
 int st_cmd_bench(int argc, char **argv);
 int st_cmd_load(int argc, char **argv);

@@ -13,6 +13,7 @@ static const struct {
 } commands[] = {
     {"run", st_cmd_run, "chat in the terminal"},
     {"serve", st_cmd_serve, "serve a model over OpenAI's API"},
+    {"up", st_cmd_up, "serve a model by the whole stack: gateway and engines"},
     {"bench", st_cmd_bench, "measure the machine, the kernels and a model"},
     {"load", st_cmd_load, "measure a server: many streams at once"},
     {"inspect", st_cmd_inspect, "print what was understood of a checkpoint"},
