@@ -496,8 +496,8 @@ http {{
     def ready(self, n=None, seconds=20):
         """Waits until n engines (default: all of them) are up."""
         n = sum(len(p[3]) for p in self.pools) if n is None else n
-        wait_for(lambda: sum(e["health"] == "up" for e in self.cluster()["engines"]) >= n, seconds,
-                 f"{n} engines up")
+        wait_for(lambda: sum(e["health"] == "up" and not e["leaving"]
+                             for e in self.cluster()["engines"]) >= n, seconds, f"{n} engines up")
 
     def busy(self):
         """What is not zero though nothing runs, or an empty list."""
