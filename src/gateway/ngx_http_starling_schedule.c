@@ -13,6 +13,8 @@ static void ngx_http_starling_match(ngx_http_starling_ctx_t *ctx);
 static st_route_answer ngx_http_starling_plan(ngx_http_starling_ctx_t *ctx);
 static int32_t ngx_http_starling_view(ngx_http_starling_ctx_t *ctx,
     st_route_policy *policy);
+static ngx_uint_t ngx_http_starling_needs_prefill(
+    ngx_http_starling_cluster_t *cl, const st_route_engine *e);
 static st_route_answer ngx_http_starling_choose(ngx_http_starling_ctx_t *ctx,
     const st_route_policy *policy, int32_t n);
 static ngx_int_t ngx_http_starling_claim(ngx_http_starling_ctx_t *ctx,
@@ -293,9 +295,25 @@ ngx_http_starling_view(ngx_http_starling_ctx_t *ctx, st_route_policy *policy)
         if (st_cluster_engine(cl->shared, id)->kind == ST_KIND_SGLANG) {
             policy->mode = ST_MODE_PARALLEL;
         }
+
+        if (ngx_http_starling_needs_prefill(cl, &e[i])) {
+            policy->skip_prefill_tokens = 0;
+            e[i].excluded |= !ctx->route.disaggregate;
+        }
     }
 
     return n;
+}
+
+
+/* an SGLang server started for decoding refuses a request without its pair */
+
+static ngx_uint_t
+ngx_http_starling_needs_prefill(ngx_http_starling_cluster_t *cl,
+    const st_route_engine *e)
+{
+    return e->role == ST_ROLE_DECODE
+           && st_cluster_engine(cl->shared, e->id)->kind == ST_KIND_SGLANG;
 }
 
 
@@ -303,12 +321,27 @@ static st_route_answer
 ngx_http_starling_choose(ngx_http_starling_ctx_t *ctx,
     const st_route_policy *policy, int32_t n)
 {
-    bool     full;
-    int32_t  i;
+    bool             full;
+    int32_t          i;
+    st_route_answer  answer;
 
     if (!ctx->decode_stage) {
-        return st_route_plan_request(policy, &ctx->route,
-                                     ngx_http_starling_engines, n, &ctx->plan);
+        answer = st_route_plan_request(policy, &ctx->route,
+                                       ngx_http_starling_engines, n,
+                                       &ctx->plan);
+
+        for (i = 0; answer == ST_ROUTE_GO && ctx->plan.prefill < 0 && i < n;
+             i++)
+        {
+            if (ngx_http_starling_engines[i].id == ctx->plan.decode
+                && ngx_http_starling_needs_prefill(ctx->cluster,
+                                                 &ngx_http_starling_engines[i]))
+            {
+                return ST_ROUTE_NOBODY;
+            }
+        }
+
+        return answer;
     }
 
     full = false;
