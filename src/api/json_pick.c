@@ -19,8 +19,10 @@ bool st_json_pick(const char *text, size_t len, const char *const *names, size_t
     if (st_json_next(&s) != ST_JSON_OBJECT)
         return fail(&s, why);
     while ((token = st_json_next(&s)) == ST_JSON_KEY) {
+        char first = text[s.span.begin + 1];
         size_t i = 0;
-        while (i < n && !st_json_text_is(&s, names[i]))
+        /* Most names differ in their first byte; a backslash says nothing yet. */
+        while (i < n && ((first != names[i][0] && first != '\\') || !st_json_text_is(&s, names[i])))
             i++;
         st_span value;
         token = st_json_next(&s);

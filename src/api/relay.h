@@ -52,6 +52,7 @@ typedef struct st_relay_request {
     bool text_only; /* only an engine that parses text can answer: tools, response_format, guided
                        decoding, content parts that are not text, ... */
     const char *text_only_why; /* the field */
+    bool reasons;              /* set by the caller: st_relay_reasons of the model's tokenizer */
     st_buf cache_salt;         /* empty: none */
     int64_t priority;
 } st_relay_request;
@@ -72,8 +73,12 @@ typedef struct st_relay_model {
     st_token_cache *cache; /* may be NULL */
 } st_relay_model;
 
+/* Whether the vocabulary has marks around a model's reasoning: vLLM and SGLang split such chats'
+ * answers into reasoning_content and content, which only their chat endpoints do. */
+bool st_relay_reasons(const st_tokenizer *tok);
+
 /* Whether an engine of this kind can be sent the prompt's ids: no text_only request, no batch, and
- * no log-probabilities of a chat that would have to be turned back. */
+ * no chat whose answer could not be turned back (log-probabilities, reasoning). */
 bool st_relay_takes_ids(const st_relay_request *r, st_engine_kind kind);
 
 /* The prompt's ids (the template rendered, text encoded). Thread-safe. now: seconds since 1970.

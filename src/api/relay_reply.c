@@ -83,7 +83,11 @@ static st_status put_member(st_buf *out, const char *name, const st_picked *v)
 {
     if (!st_picked_given(v))
         return ST_OK;
-    st_status s = st_buf_printf(out, ",\"%s\":", name);
+    st_status s = st_buf_puts(out, ",\"");
+    if (!s)
+        s = st_buf_puts(out, name);
+    if (!s)
+        s = st_buf_puts(out, "\":");
     return s ? s : put(out, v);
 }
 
@@ -138,9 +142,8 @@ static bool is_error(const st_picked *top)
 
 static bool has_choices(const st_picked *top)
 {
-    st_picked element;
     st_json_scan s = st_picked_list(&top[CHOICES]);
-    return st_json_element(&s, &element);
+    return st_json_next(&s) != ST_JSON_ARRAY_END;
 }
 
 /* The first checks of an answer or chunk. */
@@ -202,7 +205,13 @@ static st_status begin_chunk(const st_relay_reply *a, size_t index, const char *
     st_status s = st_buf_puts(out, "data: ");
     if (!s)
         s = st_buf_append(out, a->head.data, a->head.len);
-    return s ? s : st_buf_printf(out, ",\"choices\":[{\"index\":%zu,\"delta\":{%s", index, delta);
+    if (!s)
+        s = st_buf_puts(out, ",\"choices\":[{\"index\":");
+    if (!s)
+        s = index < 10 ? st_buf_putc(out, (char)('0' + index)) : st_buf_printf(out, "%zu", index);
+    if (!s)
+        s = st_buf_puts(out, ",\"delta\":{");
+    return s ? s : st_buf_puts(out, delta);
 }
 
 /* With include_usage every chunk has usage: null, but the last (and those of vLLM's

@@ -218,12 +218,12 @@ st_status st_relay_tokenize(const st_relay_request *r, const st_relay_model *m, 
 st_status st_relay_ids_json(const int32_t *ids, size_t n, st_buf *out)
 {
     enum { LONGEST = 12 }; /* "-2147483648," */
-    if (n > (SIZE_MAX - 16) / LONGEST || st_buf_reserve(out, n * LONGEST + 2))
+    /* Each number is copied as LONGEST bytes, whatever its length: one store instead of a call. */
+    if (n > (SIZE_MAX - 64) / LONGEST || st_buf_reserve(out, (n + 1) * LONGEST + 2))
         return ST_ENOMEM;
-    char *to = out->data + out->len;
+    char *to = out->data + out->len, digits[2 * LONGEST] = "";
     *to++ = '[';
     for (size_t i = 0; i < n; i++) {
-        char digits[LONGEST];
         int at = LONGEST;
         uint32_t v = ids[i] < 0 ? 0u - (uint32_t)ids[i] : (uint32_t)ids[i];
         do
@@ -233,7 +233,7 @@ st_status st_relay_ids_json(const int32_t *ids, size_t n, st_buf *out)
             digits[--at] = '-';
         if (i)
             *to++ = ',';
-        memcpy(to, digits + at, (size_t)(LONGEST - at));
+        memcpy(to, digits + at, LONGEST);
         to += LONGEST - at;
     }
     *to++ = ']';

@@ -10,10 +10,19 @@
 
 enum { MAX_ERROR_TEXT = 800 };
 
+bool st_relay_reasons(const st_tokenizer *tok)
+{
+    static const char *const marks[] = {"<think>", "<|channel|>", "<seed:think>", "[THINK]"};
+    for (size_t i = 0; i < sizeof marks / sizeof *marks; i++)
+        if (st_tokenizer_find(tok, marks[i], strlen(marks[i])) >= 0)
+            return true;
+    return false;
+}
+
 bool st_relay_takes_ids(const st_relay_request *r, st_engine_kind kind)
 {
-    return !r->text_only && r->n_prompts == 1 &&
-           (r->kind != ST_API_CHAT || kind == ST_KIND_STARLING || !r->wants_logprobs);
+    bool as_it_is = r->kind != ST_API_CHAT || kind == ST_KIND_STARLING;
+    return !r->text_only && r->n_prompts == 1 && (as_it_is || (!r->wants_logprobs && !r->reasons));
 }
 
 bool st_relay_translates(const st_relay_request *r, const st_upstream_plan *plan)

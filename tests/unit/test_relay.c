@@ -788,6 +788,38 @@ static void bad_prompts(void **state)
     free_model(&m, cache);
 }
 
+static void reasoning(void **state)
+{
+    (void)state;
+    static const char *const tokens[] = {"<think>", "<|im_end|>"};
+    for (size_t i = 0; i < 2; i++) {
+        char json[512];
+        st_tokenizer *tok;
+        st_error err;
+        int n = snprintf(json, sizeof json,
+                         "{\"added_tokens\":[{\"id\":1,\"content\":\"%s\",\"special\":true,"
+                         "\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
+                         "\"normalized\":false}],\"normalizer\":null,\"pre_tokenizer\":{\"type\":"
+                         "\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false},"
+                         "\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\","
+                         "\"vocab\":{\"a\":0},\"merges\":[]}}",
+                         tokens[i]);
+        if (st_tokenizer_parse(json, (size_t)n, NULL, 0, &tok, &err))
+            fail_msg("%s", err.text);
+        assert_int_equal(st_relay_reasons(tok), i == 0);
+        st_tokenizer_free(tok);
+    }
+    st_relay_request *r = parse(CHAT, "{" MSG "}");
+    r->reasons = true;
+    assert_true(st_relay_takes_ids(r, ST_KIND_STARLING));
+    assert_false(st_relay_takes_ids(r, ST_KIND_VLLM) || st_relay_takes_ids(r, ST_KIND_SGLANG));
+    st_relay_request_free(r);
+    r = parse(COMP, "{\"prompt\":\"x\"}");
+    r->reasons = true;
+    assert_true(st_relay_takes_ids(r, ST_KIND_VLLM));
+    st_relay_request_free(r);
+}
+
 static void ids_json(void **state)
 {
     (void)state;
@@ -808,7 +840,7 @@ int main(void)
         cmocka_unit_test(engine_says),   cmocka_unit_test(reply_streams),
         cmocka_unit_test(whole_replies), cmocka_unit_test(garbage),
         cmocka_unit_test(same_ids),      cmocka_unit_test(bad_prompts),
-        cmocka_unit_test(ids_json),
+        cmocka_unit_test(ids_json),      cmocka_unit_test(reasoning),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
