@@ -187,7 +187,8 @@ struct ngx_http_starling_leg_s {
     ngx_peer_connection_t                    peer;
     st_buf                                   head;     /* of the request */
     const st_buf                            *body;     /* the caller's, or NULL */
-    size_t                                   sent;     /* of both */
+    size_t                                   length;   /* of both */
+    size_t                                   sent;
     ngx_msec_t                               first_byte_timeout;
     ngx_msec_t                               started;  /* ngx_current_msec */
     ngx_uint_t                               address;  /* of engine->addrs */
@@ -205,7 +206,7 @@ struct ngx_http_starling_leg_s {
 
 /*
  * method, path, extra header lines ("a: b\r\n...", may be empty), body (NULL:
- * none; must stay until the leg is closed). first_byte_timeout: to the first
+ * none; must stay until the answer's first byte came). first_byte_timeout: to the first
  * byte of the answer's body. NGX_ERROR: leg->error says why, nothing is open,
  * no handler will be called.
  */

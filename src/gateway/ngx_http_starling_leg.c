@@ -132,6 +132,8 @@ ngx_http_starling_leg_head(ngx_http_starling_leg_t *leg, const char *method,
         return NGX_ERROR;
     }
 
+    leg->length = b->len + (leg->body ? leg->body->len : 0);
+
     return NGX_OK;
 }
 
@@ -238,23 +240,22 @@ static ngx_int_t
 ngx_http_starling_leg_send(ngx_http_starling_leg_t *leg)
 {
     off_t              before;
-    size_t             head, body;
+    size_t             head;
     ngx_buf_t          bufs[2];
     ngx_chain_t        chain[2], *cl;
     ngx_connection_t  *c;
 
     c = leg->peer.connection;
     head = leg->head.len;
-    body = leg->body ? leg->body->len : 0;
 
-    if (leg->sent < head + body) {
+    if (leg->sent < leg->length) {
         ngx_memzero(bufs, sizeof(bufs));
         cl = NULL;
 
-        if (body) {
+        if (leg->length > head) {
             bufs[1].memory = 1;
             bufs[1].pos = (u_char *) leg->body->data;
-            bufs[1].last = bufs[1].pos + body;
+            bufs[1].last = bufs[1].pos + leg->body->len;
             if (leg->sent > head) {
                 bufs[1].pos += leg->sent - head;
             }
@@ -283,7 +284,7 @@ ngx_http_starling_leg_send(ngx_http_starling_leg_t *leg)
         leg->sent += c->sent - before;
     }
 
-    if (leg->sent < head + body) {
+    if (leg->sent < leg->length) {
         ngx_add_timer(c->write, leg->cluster->send_timeout);
 
     } else {
@@ -339,8 +340,7 @@ ngx_http_starling_leg_write_handler(ngx_event_t *wev)
         leg->connected = 1;
     }
 
-    if (leg->sent < leg->head.len + (leg->body ? leg->body->len : 0)
-        && ngx_http_starling_leg_send(leg) != NGX_OK)
+    if (leg->sent < leg->length && ngx_http_starling_leg_send(leg) != NGX_OK)
     {
         ngx_http_starling_leg_failed(leg, NGX_HTTP_STARLING_LEG_SEND);
         return;
@@ -556,13 +556,11 @@ ngx_http_starling_leg_failed(ngx_http_starling_leg_t *leg,
 static void
 ngx_http_starling_leg_finish(ngx_http_starling_leg_t *leg, ngx_uint_t keep)
 {
-    size_t             len;
     ngx_connection_t  *c;
 
     c = leg->peer.connection;
-    len = leg->head.len + (leg->body ? leg->body->len : 0);
 
-    if (keep && leg->response.keep_alive && leg->sent == len
+    if (keep && leg->response.keep_alive && leg->sent == leg->length
         && !c->error && !c->read->eof && !c->read->error
         && !c->read->pending_eof && !ngx_terminate && !ngx_exiting
         && ngx_http_starling_kept_put(leg->cluster, leg->engine->id, c)
