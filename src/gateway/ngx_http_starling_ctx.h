@@ -19,7 +19,7 @@
 
 
 /* engines without events: what was sent there, in blocks of as many tokens */
-#define NGX_HTTP_STARLING_HISTORY_BLOCK  32
+#define NGX_HTTP_STARLING_HISTORY_BLOCK  16
 
 #define NGX_HTTP_STARLING_ERROR_BODY     65536
 #define NGX_HTTP_STARLING_EVENT_MAX      (4 * 1024 * 1024)
@@ -34,6 +34,8 @@ typedef struct {
     st_buf                        body;       /* what it is sent */
     st_buf                        answer;     /* what is not a stream */
     uint64_t                      sent_ns;
+    int64_t                       ahead;      /* prefill tokens it found there */
+    int                           rank;       /* data-parallel */
     unsigned                      active:1;   /* the leg is under way */
 } ngx_http_starling_side_t;
 
@@ -61,7 +63,7 @@ struct ngx_http_starling_ctx_s {
 
     /* matching and planning */
     st_route_request              route;
-    uint32_t                     *depth;      /* per holder, in tokens */
+    uint32_t                     *depth;      /* per holder, in blocks */
     uint64_t                     *history;    /* keys, for engines without
                                                  events */
     size_t                        nhistory;
@@ -75,6 +77,7 @@ struct ngx_http_starling_ctx_s {
     /* the queue */
     ngx_event_t                   timer;
     uint32_t                      ticket;
+    uint64_t                      since_ns;   /* it waits */
     st_route_answer               why;        /* it waits */
 
     /* engines */
@@ -144,7 +147,8 @@ void ngx_http_starling_wait_end(ngx_http_starling_ctx_t *ctx);
 void ngx_http_starling_release(ngx_http_starling_ctx_t *ctx,
     ngx_http_starling_side_t *side);
 /* the sent prefix will be there: for engines without events */
-void ngx_http_starling_note(ngx_http_starling_ctx_t *ctx, int32_t engine);
+void ngx_http_starling_note(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side);
 
 /* ngx_http_starling_handoff.c */
 

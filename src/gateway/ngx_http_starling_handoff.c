@@ -92,7 +92,7 @@ ngx_http_starling_handoff(ngx_http_starling_ctx_t *ctx)
                                    &ngx_http_starling_decode_handlers)
             == NGX_OK)
         {
-            ngx_http_starling_note(ctx, ctx->plan.decode);
+            ngx_http_starling_note(ctx, &ctx->decode);
         }
 
         return NGX_OK;
@@ -137,7 +137,7 @@ ngx_http_starling_decode(ngx_http_starling_ctx_t *ctx)
                                &ngx_http_starling_decode_handlers)
         == NGX_OK)
     {
-        ngx_http_starling_note(ctx, ctx->decode.claim.engine);
+        ngx_http_starling_note(ctx, &ctx->decode);
     }
 }
 
@@ -402,10 +402,14 @@ ngx_http_starling_headers(ngx_http_starling_ctx_t *ctx,
     u_char  *p;
 
     *headers = ctx->headers;
+    side->rank = 0;
 
     if (side->engine->dp_size <= 1 || ctx->depth == NULL) {
         return NGX_OK;
     }
+
+    side->rank = st_cluster_best_rank(ctx->cluster->shared, side->engine->id,
+                                      ctx->depth);
 
     p = ngx_pnalloc(ctx->request->pool, headers->len + 48);
     if (p == NULL) {
@@ -413,10 +417,7 @@ ngx_http_starling_headers(ngx_http_starling_ctx_t *ctx,
     }
 
     headers->len = ngx_sprintf(p, "%VX-data-parallel-rank: %d\r\n",
-                               &ctx->headers,
-                               st_cluster_best_rank(ctx->cluster->shared,
-                                                    side->engine->id,
-                                                    ctx->depth))
+                               &ctx->headers, side->rank)
                    - p;
     headers->data = p;
 
@@ -490,11 +491,9 @@ ngx_http_starling_prefill_done(ngx_http_starling_leg_t *leg,
 static void
 ngx_http_starling_prefilled(ngx_http_starling_ctx_t *ctx)
 {
-    float                         speed, before;
     uint64_t                      now;
     st_error                      err;
     st_status                     rc;
-    st_engine_slot               *slot;
     st_cluster_metrics           *m;
     ngx_http_starling_side_t     *side;
     ngx_http_starling_cluster_t  *cl;
@@ -502,22 +501,13 @@ ngx_http_starling_prefilled(ngx_http_starling_ctx_t *ctx)
     cl = ctx->cluster;
     side = &ctx->prefill;
     now = ngx_http_starling_now();
-    slot = st_cluster_engine(cl->shared, side->engine->id);
 
     (void) st_cluster_outcome(cl->shared, side->engine->id, ST_OUTCOME_OK, now);
-    ngx_http_starling_note(ctx, side->engine->id);
+    ngx_http_starling_note(ctx, side);
 
-    /* short prompts say more about the way there than about the engine */
-
-    if (ctx->plan.prefill_tokens >= 64 && now > side->sent_ns) {
-        speed = ctx->plan.prefill_tokens * 1e9f / (now - side->sent_ns);
-        before = atomic_load_explicit(&slot->prefill_tokens_per_s,
-                                      memory_order_relaxed);
-        atomic_store_explicit(&slot->prefill_tokens_per_s,
-                              before > 0 ? 0.8f * before + 0.2f * speed
-                                         : speed,
-                              memory_order_relaxed);
-    }
+    st_cluster_measure_prefill(cl->shared, side->engine->id,
+                               side->ahead + ctx->plan.prefill_tokens,
+                               now - side->sent_ns);
 
     ngx_http_starling_release(ctx, side);
 

@@ -263,6 +263,13 @@ ngx_http_starling_first_token(ngx_http_starling_ctx_t *ctx)
     if (ctx->handoff == ST_HANDOFF_NONE) {
         st_request_phase(ctx->slot, ST_PHASE_DECODE_WAITING, now);
         st_request_phase(ctx->slot, ST_PHASE_DECODE_SCHEDULED, now);
+
+        if (ctx->relay->stream) {
+            st_cluster_measure_prefill(cl->shared, ctx->decode.engine->id,
+                                       ctx->decode.ahead
+                                       + ctx->plan.prefill_tokens,
+                                       now - ctx->decode.sent_ns);
+        }
     }
 
     st_request_phase(ctx->slot, ST_PHASE_DECODE_RUNNING, now);
@@ -621,17 +628,12 @@ ngx_http_starling_whole(ngx_http_starling_ctx_t *ctx)
 static void
 ngx_http_starling_ended(ngx_http_starling_ctx_t *ctx)
 {
-    float                         ms, before;
     int64_t                       tokens;
-    uint64_t                      now;
-    st_engine_slot               *slot;
     const st_relay_seen          *seen;
     ngx_http_starling_cluster_t  *cl;
 
     cl = ctx->cluster;
-    now = ngx_http_starling_now();
     seen = st_relay_reply_seen(ctx->reply);
-    slot = st_cluster_engine(cl->shared, ctx->decode.engine->id);
 
     tokens = seen->completion_tokens >= 0 ? seen->completion_tokens
                                           : (int64_t) seen->events;
@@ -639,13 +641,10 @@ ngx_http_starling_ended(ngx_http_starling_ctx_t *ctx)
     atomic_store_explicit(&ctx->slot->generated_tokens, (uint32_t) tokens,
                           memory_order_relaxed);
 
-    if (ctx->relay->stream && tokens >= 8 && now > ctx->first_ns) {
-        ms = (now - ctx->first_ns) / 1e6f / (tokens - 1);
-        before = atomic_load_explicit(&slot->decode_ms_per_token,
-                                      memory_order_relaxed);
-        atomic_store_explicit(&slot->decode_ms_per_token,
-                              before > 0 ? 0.9f * before + 0.1f * ms : ms,
-                              memory_order_relaxed);
+    if (ctx->relay->stream && tokens > 1) {
+        st_cluster_measure_decode(cl->shared, ctx->decode.engine->id,
+                                  tokens - 1,
+                                  ngx_http_starling_now() - ctx->first_ns);
     }
 
     ctx->request->headers_out.status = NGX_HTTP_OK;

@@ -525,8 +525,7 @@ ngx_http_starling_received(ngx_http_starling_ctx_t *ctx)
 void
 ngx_http_starling_count(ngx_http_starling_ctx_t *ctx)
 {
-    uint64_t             at, before;
-    ngx_uint_t           i, status;
+    ngx_uint_t           status;
     st_request_slot     *slot;
     st_cluster_metrics  *m;
 
@@ -539,19 +538,6 @@ ngx_http_starling_count(ngx_http_starling_ctx_t *ctx)
     m = st_cluster_get_metrics(ctx->cluster->shared);
 
     st_request_phase(slot, ST_PHASE_DONE, ngx_http_starling_now());
-
-    before = ctx->received_ns;
-
-    for (i = ST_PHASE_RECEIVED + 1; i < ST_PHASES; i++) {
-        at = atomic_load_explicit(&slot->at_ns[i], memory_order_relaxed);
-
-        if (at >= before) {
-            st_histogram_add(&m->phase[i], at - before);
-            before = at;
-        }
-    }
-
-    st_histogram_add(&m->total, before - ctx->received_ns);
 
     if (ctx->first_ns) {
         st_histogram_add(&m->ttft, ctx->first_ns - ctx->received_ns);

@@ -77,7 +77,21 @@ ngx_http_starling_schedule(ngx_http_starling_ctx_t *ctx)
 }
 
 
-/* depths of all holders, in tokens: engines' blocks are of several sizes */
+/* until an engine says another: as st_cluster_view has it */
+
+static int32_t
+ngx_http_starling_block_size(st_engine_slot *slot)
+{
+    int32_t  size;
+
+    size = slot->publishes_events
+           ? atomic_load_explicit(&slot->block_size, memory_order_relaxed) : 0;
+
+    return size > 0 ? size : NGX_HTTP_STARLING_HISTORY_BLOCK;
+}
+
+
+/* depths of all holders, in blocks of each one's size */
 
 static void
 ngx_http_starling_match(ngx_http_starling_ctx_t *ctx)
@@ -131,10 +145,7 @@ ngx_http_starling_match(ngx_http_starling_ctx_t *ctx)
             continue;
         }
 
-        size = atomic_load_explicit(&slot->block_size, memory_order_relaxed);
-        if (size <= 0) {
-            size = engine[i].block_size > 0 ? engine[i].block_size : 16;
-        }
+        size = ngx_http_starling_block_size(slot);
 
         for (j = 0; j < nsizes && sizes[j] != size; j++) { /* void */ }
 
@@ -187,7 +198,7 @@ ngx_http_starling_match(ngx_http_starling_ctx_t *ctx)
 
         for (h = 0; h < ST_INDEX_MAX_HOLDERS; h++) {
             if (found[h]) {
-                ctx->depth[h] = found[h] * size;
+                ctx->depth[h] = found[h];
             }
         }
 
@@ -203,28 +214,18 @@ ngx_http_starling_match(ngx_http_starling_ctx_t *ctx)
 
 
 void
-ngx_http_starling_note(ngx_http_starling_ctx_t *ctx, int32_t engine)
+ngx_http_starling_note(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side)
 {
-    int              rank;
     st_engine_slot  *slot;
 
-    if (ctx->nhistory == 0 || engine < 0) {
-        return;
+    slot = st_cluster_engine(ctx->cluster->shared, side->engine->id);
+
+    if (ctx->nhistory && !slot->publishes_events) {
+        st_prefix_note(st_cluster_index(ctx->cluster->shared),
+                       slot->first_holder + side->rank, ctx->history,
+                       ctx->nhistory, ngx_http_starling_now());
     }
-
-    slot = st_cluster_engine(ctx->cluster->shared, engine);
-
-    if (slot->publishes_events) {
-        return;
-    }
-
-    rank = slot->dp_size > 1
-           ? st_cluster_best_rank(ctx->cluster->shared, engine, ctx->depth)
-           : 0;
-
-    st_prefix_note(st_cluster_index(ctx->cluster->shared),
-                   slot->first_holder + rank, ctx->history, ctx->nhistory,
-                   ngx_http_starling_now());
 }
 
 
@@ -284,7 +285,8 @@ ngx_http_starling_view(ngx_http_starling_ctx_t *ctx, st_route_policy *policy)
     e = ngx_http_starling_engines;
     *policy = cl->policy;
 
-    n = st_cluster_view(cl->shared, ctx->model_index, ctx->depth, 1, e);
+    n = st_cluster_view(cl->shared, ctx->model_index, ctx->depth,
+                        NGX_HTTP_STARLING_HISTORY_BLOCK, e);
 
     for (i = 0; i < n; i++) {
         id = e[i].id;
@@ -379,6 +381,7 @@ ngx_http_starling_claim_one(ngx_http_starling_ctx_t *ctx, int32_t n,
 
     side->claim.engine = id;
     side->claim.load = *load;
+    side->ahead = ngx_http_starling_engines[i].load.prefill_tokens;
 
     if (!st_cluster_claim(cl->shared, cl->row, &ngx_http_starling_engines[i],
                           &side->claim))
@@ -492,6 +495,8 @@ ngx_http_starling_go(ngx_http_starling_ctx_t *ctx)
         {
             matched = ngx_max(matched, ctx->depth[h]);
         }
+
+        matched *= ngx_http_starling_block_size(slot);
     }
 
     atomic_store_explicit(&s->matched_tokens, matched, memory_order_relaxed);
@@ -507,41 +512,31 @@ ngx_http_starling_go(ngx_http_starling_ctx_t *ctx)
 
 /* the queue */
 
-static int64_t
-ngx_http_starling_uncached(ngx_http_starling_ctx_t *ctx)
-{
-    uint32_t    deepest;
-    ngx_uint_t  h;
-
-    deepest = 0;
-
-    for (h = 0; ctx->depth && h < ST_INDEX_MAX_HOLDERS; h++) {
-        deepest = ngx_max(deepest, ctx->depth[h]);
-    }
-
-    return ngx_max(ctx->route.prompt_tokens - (int64_t) deepest, 1);
-}
-
-
 static void
 ngx_http_starling_wait(ngx_http_starling_ctx_t *ctx)
 {
+    int32_t                       n;
     st_wait                       w;
     uint64_t                      now;
     st_status                     rc;
+    st_route_policy               policy;
     st_cluster_metrics           *m;
     ngx_http_starling_cluster_t  *cl;
 
     cl = ctx->cluster;
     now = ngx_http_starling_now();
 
-    ngx_memzero(&w, sizeof(w));
-    w.model = ctx->model_index;
-    w.role = ctx->decode_stage ? ST_ROLE_DECODE : ST_ROLE_BOTH;
-    w.key.tokens = ctx->decode_stage ? 0 : ngx_http_starling_uncached(ctx);
-    w.key.since_ns = now;
-    w.key.priority = ctx->relay->priority;
-    w.deadline_ns = now + (uint64_t) cl->queue_timeout * 1000000;
+    n = ngx_http_starling_view(ctx, &policy);
+
+    if (ctx->since_ns == 0) {
+        ctx->since_ns = now;
+    }
+
+    st_wait_from_view(&w, ctx->model_index,
+                      ctx->decode_stage ? ST_ROLE_DECODE : ST_ROLE_BOTH,
+                      &ctx->route, ngx_http_starling_engines, n,
+                      ctx->relay->priority, ctx->since_ns,
+                      now + (uint64_t) cl->queue_timeout * 1000000);
 
     /* set before: the queue may choose it at once */
 
