@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
-#include "cluster/cluster.h"
+#include "cluster/cluster_impl.h"
 
 #define MS UINT64_C(1000000)
 
@@ -549,12 +549,172 @@ static void the_lead_passes_on(void **state)
     close_stage(&s, "the lead passes on");
 }
 
+/* ---- one death at a time ---- */
+
+/* One engine with room for one; the row is the parent's. */
+typedef struct duel {
+    void *mem;
+    size_t bytes;
+    st_cluster *c;
+    int row, fd;
+    _Atomic int *ready;
+} duel;
+
+static void open_duel(duel *d)
+{
+    static const st_engine_spec one = {"a:1", "a", 0, ST_ROLE_BOTH, 1, 1, 1, 0, false};
+    st_cluster_spec spec = {.name = "duel", .engines = &one, .n_engines = 1};
+    st_error err;
+    d->bytes = st_cluster_bytes(&spec, 100, 10);
+    d->mem = mmap(NULL, d->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    d->ready = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    assert_true(d->mem != MAP_FAILED && (void *)d->ready != MAP_FAILED);
+    assert_int_equal(st_cluster_init(d->mem, d->bytes, 100, 10, &spec, &d->c, &err), ST_OK);
+    st_cluster_set_health(d->c, 0, ST_HEALTH_UP, st_now_ns());
+    assert_int_equal(st_cluster_enter(d->c, &d->row, &d->fd, &err), ST_OK);
+}
+
+static void close_duel(duel *d)
+{
+    st_cluster_counts n, zero = {0};
+    st_cluster_leave(d->c, d->row);
+    st_cluster_get_counts(d->c, &n);
+    assert_memory_equal(&n, &zero, sizeof n);
+    st_cluster_free(d->c);
+    munmap(d->mem, d->bytes);
+    munmap((void *)d->ready, 4096);
+}
+
+static bool is_readable(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    return poll(&p, 1, 0) == 1;
+}
+
+static bool claim_the_one(st_cluster *c, int row)
+{
+    st_route_engine view[ST_CLUSTER_MAX_ENGINES];
+    st_claim claim = {.engine = 0, .load = {.requests = 1, .decode_requests = 1}};
+    return st_cluster_view(c, 0, NULL, 16, view) == 1 && view[0].load.requests == 0 &&
+           st_cluster_claim(c, row, &view[0], &claim);
+}
+
+static uint32_t queue_up(st_cluster *c, int row, void *user)
+{
+    uint32_t ticket;
+    st_wait w;
+    st_route_request r = {.prompt_tokens = 10, .sticky = -1};
+    st_wait_from_view(&w, 0, ST_ROLE_BOTH, &r, NULL, 0, 0, st_now_ns(), 0);
+    assert_int_equal(st_cluster_wait(c, row, &w, user, &ticket, st_now_ns()), ST_OK);
+    return ticket;
+}
+
+/* A child with a row that has a claim, a request and a place in the queue; or is only chosen. */
+static pid_t child_that(duel *d, bool claims)
+{
+    pid_t pid = fork();
+    if (pid == 0) {
+        int row, fd;
+        if (st_cluster_enter(d->c, &row, &fd, NULL) != ST_OK ||
+            (claims && !claim_the_one(d->c, row)) ||
+            !st_cluster_request_new(d->c, row, 1, 0, st_now_ns())) {
+            _exit(1);
+        }
+        (void)queue_up(d->c, row, NULL);
+        (void)st_cluster_lead(d->c, row);
+        atomic_store(d->ready, 1);
+        for (;;) {
+            pause();
+        }
+    }
+    while (!atomic_load(d->ready)) {
+        usleep(100);
+    }
+    return pid;
+}
+
+static void the_dead_give_back(void **state)
+{
+    for (int claims = 0; claims < 2; claims++) {
+        duel d;
+        int status, mark;
+        uint32_t got;
+        void *user;
+        open_duel(&d);
+        pid_t pid = child_that(&d, claims);
+        uint32_t ticket = queue_up(d.c, d.row, &mark);
+        assert_false(st_cluster_woken(d.c, d.row, &got, &user));
+        assert_false(st_cluster_lead(d.c, d.row));
+        assert_int_equal(st_cluster_reap(d.c), 0);
+        kill(pid, SIGKILL);
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        while (is_readable(d.fd)) {
+            char byte;
+            assert_int_equal(read(d.fd, &byte, 1), 1);
+        }
+        assert_int_equal(st_cluster_reap(d.c), 1);
+        assert_true(is_readable(d.fd));
+        assert_true(st_cluster_woken(d.c, d.row, &got, &user));
+        assert_int_equal(got, ticket);
+        assert_ptr_equal(user, &mark);
+        assert_true(st_cluster_lead(d.c, d.row));
+        st_cluster_wait_end(d.c, d.row, ticket, st_now_ns());
+        close_duel(&d);
+    }
+}
+
+/* Who pumps dies between choosing and telling, with its flag left behind: the next one tells. */
+static void a_pump_that_died(void **state)
+{
+    duel d;
+    int status;
+    uint32_t got;
+    void *user;
+    open_duel(&d);
+    pid_t pid = fork();
+    if (pid == 0) {
+        atomic_store(&d.c->region->pump_holder, st_identity_self() << 8 | 1);
+        _exit(0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    atomic_store(&d.c->rows[d.row].wake_pending, 1);
+    uint32_t ticket = queue_up(d.c, d.row, NULL);
+    assert_true(is_readable(d.fd));
+    assert_true(st_cluster_woken(d.c, d.row, &got, &user));
+    assert_int_equal(got, ticket);
+    assert_int_equal(atomic_load(&d.c->region->pump_holder), 0);
+    st_cluster_wait_end(d.c, d.row, ticket, st_now_ns());
+    close_duel(&d);
+}
+
+/* A claim that is taken back may have made the engine look full for a moment. */
+static void a_lost_race_wakes(void **state)
+{
+    duel d;
+    uint32_t got;
+    void *user;
+    st_route_engine old[ST_CLUSTER_MAX_ENGINES];
+    open_duel(&d);
+    assert_int_equal(st_cluster_view(d.c, 0, NULL, 16, old), 1);
+    assert_true(claim_the_one(d.c, d.row));
+    st_claim first = {.engine = 0, .load = {.requests = 1, .decode_requests = 1}}, late = first;
+    st_cluster_release(d.c, d.row, &first, st_now_ns());
+    uint32_t ticket = queue_up(d.c, d.row, NULL);
+    assert_true(st_cluster_woken(d.c, d.row, &got, &user));
+    st_cluster_wait_again(d.c, d.row, ticket);
+    assert_false(st_cluster_woken(d.c, d.row, &got, &user));
+    assert_false(st_cluster_claim(d.c, d.row, &old[0], &late));
+    assert_true(st_cluster_woken(d.c, d.row, &got, &user));
+    st_cluster_wait_end(d.c, d.row, ticket, st_now_ns());
+    close_duel(&d);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(killed_at_random),
-        cmocka_unit_test(reloaded_under_load),
-        cmocka_unit_test(many_times_to_the_end),
+        cmocka_unit_test(the_dead_give_back),  cmocka_unit_test(a_pump_that_died),
+        cmocka_unit_test(a_lost_race_wakes),   cmocka_unit_test(killed_at_random),
+        cmocka_unit_test(reloaded_under_load), cmocka_unit_test(many_times_to_the_end),
         cmocka_unit_test(the_lead_passes_on),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
