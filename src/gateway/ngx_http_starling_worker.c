@@ -8,9 +8,6 @@
 
 #include "base/clock.h"
 
-#include <pthread.h>
-#include <signal.h>
-
 
 static void ngx_http_starling_wake_handler(ngx_event_t *rev);
 static void ngx_http_starling_wake_dummy(ngx_event_t *wev);
@@ -438,10 +435,7 @@ ngx_http_starling_wake_dummy(ngx_event_t *wev)
 static void
 ngx_http_starling_lead(ngx_http_starling_cluster_t *cl)
 {
-    int         rc;
-    sigset_t    all, before;
-    st_error    err;
-    st_status   s;
+    st_error  err;
 
     if (cl->leader || !st_cluster_lead(cl->shared, cl->row)) {
         return;
@@ -453,19 +447,11 @@ ngx_http_starling_lead(ngx_http_starling_cluster_t *cl)
                   "starling_cluster \"%V\": this worker follows events and "
                   "asks after health", &cl->name);
 
-    /* nginx' signals are for its own thread */
-
-    sigfillset(&all);
-    rc = pthread_sigmask(SIG_SETMASK, &all, &before);
-
     st_prefix_recover(st_cluster_index(cl->shared));
-    s = st_event_feed_start(st_cluster_index(cl->shared), &cl->feed, &err);
 
-    if (rc == 0) {
-        (void) pthread_sigmask(SIG_SETMASK, &before, NULL);
-    }
-
-    if (s != ST_OK) {
+    if (st_event_feed_start(st_cluster_index(cl->shared), &cl->feed, &err)
+        != ST_OK)
+    {
         cl->feed = NULL;
         ngx_log_error(NGX_LOG_ERR, ngx_cycle->log, 0,
                       "starling_cluster \"%V\": KV events are not followed: "
