@@ -256,5 +256,11 @@ int main(int argc, char **argv)
     }
     printf("races lost: %lu\n",
            (unsigned long)atomic_load(&st_cluster_get_metrics(b.c)->races_lost));
+    st_cluster_leave(b.c, row);
+    st_cluster_free(b.c);
+    free(b.keys);
+    for (int k = 0; k < STEPS; k++) {
+        free(b.us[k]);
+    }
     return 0;
 }
