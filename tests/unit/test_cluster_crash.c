@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -369,6 +370,7 @@ static void spawn(stage *s, int i)
     atomic_store(&l->ignored, 0);
     s->pids[i] = fork();
     if (s->pids[i] == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that is killed leaves nobody behind */
         worker_main(s->c, s->sh, i, seed);
     }
     assert_true(s->pids[i] > 0);
