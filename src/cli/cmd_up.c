@@ -156,6 +156,7 @@ static st_status start_engine(st_up_stack *s, const up_args *a, const char *self
     argv[n++] = uds;
     argv[n++] = "--role";
     argv[n++] = (char *)role;
+    argv[n++] = "--enable-kv-events";
     argv[n++] = "--threads";
     argv[n++] = threads;
     for (size_t k = 0; k < c->n_names; k++) {

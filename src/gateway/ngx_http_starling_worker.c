@@ -447,7 +447,9 @@ ngx_http_starling_lead(ngx_http_starling_cluster_t *cl)
                   "starling_cluster \"%V\": this worker follows events and "
                   "asks after health", &cl->name);
 
+    /* nobody else writes the index now */
     st_prefix_recover(st_cluster_index(cl->shared));
+    st_cluster_clear_stale(cl->shared);
 
     if (st_event_feed_start(st_cluster_index(cl->shared), &cl->feed, &err)
         != ST_OK)
