@@ -124,6 +124,10 @@ typedef struct st_batch {
     /* [n_outputs], filled: true where a row's logits are not all finite, so that the caller can
      * fail that request alone. NULL: such a row fails the call with ST_EFORMAT. */
     bool *output_bad;
+    /* Called on the calling thread after a layer has written the KV of all the batch's tokens,
+     * while later layers are still to come: for sending it on. NULL: nobody. */
+    void (*on_layer)(void *user, int32_t layer);
+    void *on_layer_user;
 } st_batch;
 
 /* Runs the batch through all layers: writes the tokens' KV into kv and the wanted logits to

@@ -16,8 +16,9 @@ typedef struct serve_args {
     st_server_options server;
     st_loading loading;
     int32_t port, max_connections, drain_timeout;
+    int32_t transfer_port, lease_s, events_port, replay_port;
     size_t kv_cache_memory, max_body_size;
-    const char *kv_cache_dtype, *log_level;
+    const char *kv_cache_dtype, *log_level, *failure_policy;
     st_opt_list names, keys;
 } serve_args;
 
@@ -66,6 +67,33 @@ static int parse_args(serve_args *a, int argc, char **argv, const char **model, 
          "do not reuse the KV of equal prefixes", 0, 0},
         {"--max-waiting", ST_OPT_INT, &e->max_waiting, "N",
          "requests that may queue before others get 429 (8192)", 1, 1000000},
+        {"prefill and decode on engines of their own, behind a gateway", ST_OPT_HEADING, NULL, NULL,
+         NULL, 0, 0},
+        {"--role", ST_OPT_STRING, &a->server.role, "ROLE",
+         "prefill: computes prompts for others; decode: fetches their KV and generates; both "
+         "(both)",
+         0, 0},
+        {"--kv-transfer-host", ST_OPT_STRING, &e->transfer.host, "ADDRESS",
+         "where this engine's KV is moved, as the others reach it; numeric (127.0.0.1)", 0, 0},
+        {"--kv-transfer-port", ST_OPT_INT, &a->transfer_port, "PORT",
+         "its TCP port; 0: any free one, told by GET /starling/engine. Given with --role both it "
+         "lets this engine share KV as well (0)",
+         0, 65535},
+        {"--kv-load-failure-policy", ST_OPT_STRING, &a->failure_policy, "POLICY",
+         "a prompt whose KV cannot be fetched: recompute it here, or fail its request (recompute)",
+         0, 0},
+        {"--kv-lease-seconds", ST_OPT_INT, &a->lease_s, "N",
+         "how long a finished prompt's KV waits for its decoder (30)", 1, 86400},
+        {"--enable-kv-events", ST_OPT_FLAG, &e->events.enabled, NULL,
+         "tell gateways over ZeroMQ which prefixes are cached here", 0, 0},
+        {"--kv-events-host", ST_OPT_STRING, &e->events.host, "ADDRESS",
+         "where to tell them; * for all networks (127.0.0.1)", 0, 0},
+        {"--kv-events-port", ST_OPT_INT, &a->events_port, "PORT",
+         "TCP port of the events; 0: any free one, told by GET /starling/engine (0)", 0, 65535},
+        {"--kv-events-replay-port", ST_OPT_INT, &a->replay_port, "PORT",
+         "TCP port where subscribers ask for events they missed; 0: any free one (0)", 0, 65535},
+        {"--kv-events-topic", ST_OPT_STRING, &a->server.events_topic, "TEXT",
+         "the topic that events are published under (none)", 0, 0},
         {"serving", ST_OPT_HEADING, NULL, NULL, NULL, 0, 0},
         {"--max-body-size", ST_OPT_SIZE, &a->max_body_size, "SIZE", "largest request body (32M)", 0,
          0},
@@ -97,6 +125,40 @@ static bool set_log_level(const char *name)
     return false;
 }
 
+static bool one_of(const char *value, const char *const *names, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (strcmp(value, names[i]) == 0)
+            return true;
+    return false;
+}
+
+/* The options of engines that share KV; returns -1, or an exit code. */
+static int apply_sharing(serve_args *a)
+{
+    static const char *const roles[] = {"both", "prefill", "decode"};
+    static const char *const policies[] = {"recompute", "fail"};
+    st_engine_options *e = &a->loading.engine;
+    if (!one_of(a->server.role, roles, 3))
+        return complain("--role: expected prefill, decode or both");
+    if (!one_of(a->failure_policy, policies, 2))
+        return complain("--kv-load-failure-policy: expected recompute or fail");
+    /* It is told to others, who could do nothing with "everywhere". */
+    static const char *const everywhere[] = {"0.0.0.0", "::", "*", ""};
+    if (one_of(e->transfer.host, everywhere, 4))
+        return complain("--kv-transfer-host: expected the address by which other engines reach "
+                        "this one, not a wildcard");
+    e->transfer.enabled = strcmp(a->server.role, "both") != 0 || a->transfer_port >= 0;
+    e->transfer.port = (uint16_t)(a->transfer_port > 0 ? a->transfer_port : 0);
+    e->transfer.lease_ms = a->lease_s * 1000;
+    e->transfer.fail_on_error = strcmp(a->failure_policy, "fail") == 0;
+    e->events.port = (uint16_t)a->events_port;
+    e->events.replay_port = (uint16_t)a->replay_port;
+    e->events.topic = a->server.events_topic;
+    a->server.kv_transfer_host = e->transfer.host;
+    return -1;
+}
+
 /* What options mean to the libraries; returns -1, or an exit code. */
 static int apply_args(serve_args *a)
 {
@@ -115,7 +177,7 @@ static int apply_args(serve_args *a)
     a->server.max_body_size = a->max_body_size;
     a->server.max_connections = a->max_connections;
     a->server.drain_timeout_s = a->drain_timeout;
-    return -1;
+    return apply_sharing(a);
 }
 
 /* Splits the comma-separated items of a list, in memory that *copy owns. */
@@ -173,6 +235,12 @@ static void announce(const serve_args *a, const st_loaded *l, const st_server *s
            a->server.model_names[0], (double)(st_now_ns() - start) / 1e9,
            st_model_kernels_name(l->model), st_engine_max_model_len(l->engine), stats.total_blocks,
            stats.block_size);
+    st_engine_ports ports = st_engine_get_ports(l->engine);
+    if (ports.transfer)
+        printf("role %s: KV moves on %s port %u\n", a->server.role, a->server.kv_transfer_host,
+               ports.transfer);
+    if (ports.events)
+        printf("KV events on port %u, replay on port %u\n", ports.events, ports.replay);
     printf("serving on %s\n\n", address);
     if (a->server.uds)
         printf("curl --unix-socket %s http://localhost/v1/chat/completions", a->server.uds);
@@ -211,6 +279,10 @@ int st_cmd_serve(int argc, char **argv)
                     .drain_timeout = 30,
                     .max_body_size = 32 * 1024 * 1024,
                     .kv_cache_dtype = "bf16",
+                    .transfer_port = -1,
+                    .lease_s = 30,
+                    .failure_policy = "recompute",
+                    .loading.engine = {.transfer.host = "127.0.0.1", .events.host = "127.0.0.1"},
                     .log_level = "info"};
     uint64_t start = st_now_ns();
     const char *arg = NULL;

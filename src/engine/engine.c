@@ -14,7 +14,9 @@
 
 void st_engine_publish_stats(st_engine *e)
 {
-    e->now.running = e->n_running;
+    e->now.running = e->n_running + e->ready.count;
+    e->now.fetching = e->fetching.count;
+    e->now.offered = e->n_offered;
     e->now.waiting = e->waiting.count;
     e->now.used_blocks = st_block_pool_in_use(e->pool);
     e->now.cached_blocks = st_block_pool_cached(e->pool);
@@ -54,18 +56,42 @@ static void count_finish(st_engine_stats *s, st_finish finish)
     }
 }
 
+static void take_off_list(st_engine *e, st_seq *seq)
+{
+    switch (seq->place) {
+    case ST_SEQ_WAITING:
+        st_seq_list_remove(&e->waiting, seq);
+        return;
+    case ST_SEQ_FETCHING:
+        st_seq_list_remove(&e->fetching, seq);
+        return;
+    case ST_SEQ_READY:
+        st_seq_list_remove(&e->ready, seq);
+        return;
+    case ST_SEQ_RUNNING:
+        break;
+    }
+    int32_t i = 0;
+    while (e->running[i] != seq)
+        i++;
+    memmove(&e->running[i], &e->running[i + 1], (size_t)(e->n_running - i - 1) * sizeof(st_seq *));
+    e->n_running--;
+}
+
+/* An offer's last event names the blocks of its prompt. */
+static void name_offered_blocks(const st_engine *e, const st_seq *seq, st_token_event *event)
+{
+    bool whole = event->finish == ST_FINISH_STOP || event->finish == ST_FINISH_LENGTH;
+    if (seq->handover.what != ST_HANDOVER_OFFER || !whole)
+        return;
+    event->offered_blocks = seq->blocks;
+    event->n_offered_blocks = st_sched_blocks(seq->n_prompt, e->limits.block_size);
+}
+
 void st_engine_finish(st_engine *e, st_seq *seq, st_finish finish, st_token_event *event)
 {
-    if (seq->running) {
-        int32_t i = 0;
-        while (e->running[i] != seq)
-            i++;
-        memmove(&e->running[i], &e->running[i + 1],
-                (size_t)(e->n_running - i - 1) * sizeof(st_seq *));
-        e->n_running--;
-    } else {
-        st_seq_list_remove(&e->waiting, seq);
-    }
+    take_off_list(e, seq);
+    st_handover_leave(e, seq, finish);
     st_block_pool_release(e->pool, seq->blocks, seq->n_blocks);
     forget(e, seq);
     count_finish(&e->now, finish);
@@ -79,6 +105,7 @@ void st_engine_finish(st_engine *e, st_seq *seq, st_finish finish, st_token_even
     event->scheduled_ns = seq->scheduled_ns;
     event->now_ns = st_now_ns();
     event->step = e->now.steps;
+    name_offered_blocks(e, seq, event);
     seq->on_token(seq->user, event);
     st_seq_free(seq);
 }
@@ -89,45 +116,78 @@ static void finish_cancelled(st_engine *e, st_seq *seq)
     st_engine_finish(e, seq, ST_FINISH_CANCELLED, &event);
 }
 
-/* Sleeps while there is nothing to do, then takes what other threads have left. Returns false when
- * the engine is to stop. */
-static bool take_orders(st_engine *e)
+/* What other threads have left for the engine's. */
+typedef struct orders {
+    st_seq_list arrived;
+    st_seq *cancels;
+    st_hold *overs;
+} orders;
+
+/* Sleeps while there is nothing to do. stuck: those who are there cannot get on before something
+ * changes. Returns false when the engine is to stop. */
+static bool take_orders(st_engine *e, bool stuck, orders *o)
 {
+    bool work = e->n_running > 0 || e->ready.count > 0 || e->waiting.count > 0;
     pthread_mutex_lock(&e->lock);
-    while (!e->stop && e->inbox.count == 0 && !e->cancels && e->n_running == 0 &&
-           e->waiting.count == 0)
+    while (!e->stop && e->inbox.count == 0 && !e->cancels && !e->overs && (stuck || !work))
         pthread_cond_wait(&e->wake, &e->lock);
-    while (e->inbox.head) {
-        st_seq *seq = e->inbox.head;
-        st_seq_list_remove(&e->inbox, seq);
-        st_seq_list_insert(&e->waiting, seq);
-    }
-    e->stats.waiting = e->waiting.count;
-    bool go_on = !e->stop;
-    st_seq *cancels = e->cancels;
+    *o = (orders){e->inbox, e->cancels, e->overs};
+    e->inbox = (st_seq_list){0};
     e->cancels = NULL;
+    e->overs = NULL;
+    e->stats.waiting = e->waiting.count + o->arrived.count;
+    bool go_on = !e->stop;
     pthread_mutex_unlock(&e->lock);
+    return go_on;
+}
+
+static void follow_orders(st_engine *e, orders *o)
+{
+    while (o->arrived.head) {
+        st_seq *seq = o->arrived.head;
+        st_seq_list_remove(&o->arrived, seq);
+        st_seq_list_insert(&e->waiting, seq);
+        if (e->publisher)
+            st_event_publisher_root(e->publisher, seq->root, seq->salt, seq->salt_len);
+        /* An offer that fails ends its request: not one that is on the list of cancels, too. */
+        if (seq->handover.what == ST_HANDOVER_OFFER && !atomic_load(&seq->cancelled))
+            st_handover_offer(e, seq);
+    }
     /* cancel_queued stays set: nobody puts them on the list a second time. */
-    while (cancels) {
-        st_seq *seq = cancels;
-        cancels = seq->cancel_next;
+    while (o->cancels) {
+        st_seq *seq = o->cancels;
+        o->cancels = seq->cancel_next;
         finish_cancelled(e, seq);
     }
-    return go_on;
+    st_handover_settle(e, o->overs);
+}
+
+static void cancel_all(st_engine *e)
+{
+    while (e->n_running > 0)
+        finish_cancelled(e, e->running[e->n_running - 1]);
+    st_seq_list *lists[] = {&e->ready, &e->fetching, &e->waiting};
+    for (int i = 0; i < 3; i++)
+        while (lists[i]->head)
+            finish_cancelled(e, lists[i]->head);
 }
 
 static void *engine_main(void *arg)
 {
     st_engine *e = arg;
+    orders o;
+    bool go_on = true, stuck = false;
     pthread_setname_np(pthread_self(), "engine");
     st_model_pin_thread(e->model);
-    while (take_orders(e))
-        if (e->n_running > 0 || e->waiting.count > 0)
-            st_engine_step(e);
-    while (e->n_running > 0)
-        finish_cancelled(e, e->running[e->n_running - 1]);
-    while (e->waiting.head)
-        finish_cancelled(e, e->waiting.head);
+    while (go_on) {
+        go_on = take_orders(e, stuck, &o);
+        follow_orders(e, &o);
+        if (go_on)
+            stuck = !st_engine_step(e);
+        if (e->publisher)
+            st_event_publisher_flush(e->publisher);
+    }
+    cancel_all(e);
     return NULL;
 }
 
@@ -151,6 +211,8 @@ static st_status check_options(const st_engine_options *o, st_error *err)
         {"block_size", o->block_size},
         {"num_kv_blocks", o->num_kv_blocks},
         {"max_waiting", o->max_waiting},
+        {"transfer.lease_ms", o->transfer.lease_ms},
+        {"events.buffer_batches", o->events.buffer_batches},
     };
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++)
         if (counts[i].value < 0)
@@ -227,6 +289,26 @@ static st_status check_memory(const st_engine *e, int32_t n_blocks, int32_t row,
         n_blocks, e->limits.block_size, st_human_bytes(available).s);
 }
 
+static st_status start_publisher(st_engine *e, const st_kv_events_options *o,
+                                 st_block_events *events, st_error *err)
+{
+    st_event_publisher_options opts = {.host = o->host ? o->host : "127.0.0.1",
+                                       .port = o->port,
+                                       .replay_port = o->replay_port,
+                                       .topic = o->topic ? o->topic : "",
+                                       .block_size = e->limits.block_size,
+                                       .n_blocks = e->now.total_blocks,
+                                       .buffer_batches = (size_t)o->buffer_batches,
+                                       .arrays = o->arrays};
+    st_status s = st_event_publisher_new(&opts, &e->publisher, err);
+    if (s != ST_OK)
+        return s;
+    e->ports.events = st_event_publisher_port(e->publisher);
+    e->ports.replay = st_event_publisher_replay_port(e->publisher);
+    *events = st_event_publisher_events(e->publisher);
+    return ST_OK;
+}
+
 static st_status make_kv(st_engine *e, const st_engine_options *o, st_error *err)
 {
     int32_t n_blocks = 0, row = st_model_kv_row_elems(e->model);
@@ -250,7 +332,10 @@ static st_status make_kv(st_engine *e, const st_engine_options *o, st_error *err
     e->now.total_blocks = n_blocks;
     e->now.block_size = e->limits.block_size;
     e->now.kv_cache_bytes = (size_t)n_blocks * e->kv->block_bytes * (size_t)e->kv->n_layers;
-    return st_block_pool_new(n_blocks, e->limits.block_size, e->prefix_caching, NULL, &e->pool,
+    st_block_events events = {0};
+    if (o->events.enabled && (st = start_publisher(e, &o->events, &events, err)) != ST_OK)
+        return st;
+    return st_block_pool_new(n_blocks, e->limits.block_size, e->prefix_caching, &events, &e->pool,
                              err);
 }
 
@@ -265,23 +350,29 @@ static st_status make_buffers(st_engine *e, st_error *err)
     e->output_rows = calloc(seqs, sizeof *e->output_rows);
     e->output_seqs = calloc(seqs, sizeof(st_seq *));
     e->output_bad = calloc(seqs, sizeof *e->output_bad);
+    e->announce = calloc(seqs, sizeof *e->announce);
     e->logits = calloc(seqs * (size_t)e->config->vocab_size, sizeof *e->logits);
     if (!e->running || !e->sched || !e->chunk || !e->tokens || !e->seqs || !e->output_rows ||
-        !e->output_seqs || !e->output_bad || !e->logits ||
+        !e->output_seqs || !e->output_bad || !e->announce || !e->logits ||
         st_seq_table_init(&e->table, min_i32(e->max_waiting, 1 << 16)) != ST_OK)
         return st_fail(err, ST_ENOMEM, "engine: out of memory for %d sequences of %d logits each",
                        e->limits.max_seqs, e->config->vocab_size);
     return st_sampler_new(e->config->vocab_size, &e->sampler, err);
 }
 
-static st_status start_thread(st_engine *e, st_error *err)
+static st_status make_lock(st_engine *e, st_error *err)
 {
     e->lock_made = pthread_mutex_init(&e->lock, NULL) == 0;
     e->wake_made = pthread_cond_init(&e->wake, NULL) == 0;
-    if (e->lock_made && e->wake_made) {
-        e->stats = e->now;
-        e->thread_made = pthread_create(&e->thread, NULL, engine_main, e) == 0;
-    }
+    if (e->lock_made && e->wake_made)
+        return ST_OK;
+    return st_fail(err, ST_ENOMEM, "engine: out of memory");
+}
+
+static st_status start_thread(st_engine *e, st_error *err)
+{
+    e->stats = e->now;
+    e->thread_made = pthread_create(&e->thread, NULL, engine_main, e) == 0;
     if (!e->thread_made)
         return st_fail(err, ST_ENOMEM, "engine: cannot start a thread");
     return ST_OK;
@@ -302,6 +393,8 @@ st_status st_engine_new(st_model *model, const st_engine_options *opts, st_engin
     e->fingerprint = st_model_fingerprint(model);
     set_limits(e, opts);
     if ((st = make_kv(e, opts, err)) != ST_OK || (st = make_buffers(e, err)) != ST_OK ||
+        (st = make_lock(e, err)) != ST_OK ||
+        (opts->transfer.enabled && (st = st_handover_start(e, &opts->transfer, err)) != ST_OK) ||
         (st = start_thread(e, err)) != ST_OK) {
         st_engine_free(e);
         return st;
@@ -321,6 +414,8 @@ void st_engine_free(st_engine *e)
         pthread_mutex_unlock(&e->lock);
         pthread_join(e->thread, NULL);
     }
+    if (e->link)
+        st_handover_stop(e);
     if (e->wake_made)
         pthread_cond_destroy(&e->wake);
     if (e->lock_made)
@@ -328,6 +423,7 @@ void st_engine_free(st_engine *e)
     st_sampler_free(e->sampler);
     st_seq_table_free(&e->table);
     st_block_pool_free(e->pool);
+    st_event_publisher_free(e->publisher);
     st_kv_store_free(e->kv);
     free(e->running);
     free(e->sched);
@@ -337,11 +433,29 @@ void st_engine_free(st_engine *e)
     free(e->output_rows);
     free(e->output_seqs);
     free(e->output_bad);
+    free(e->announce);
     free(e->logits);
     free(e);
 }
 
 /* ---- orders from other threads ---- */
+
+static st_status check_handover(const st_engine *e, const st_handover_request *h, st_error *err)
+{
+    st_transfer_id id;
+    if (h->what == ST_HANDOVER_NONE)
+        return ST_OK;
+    if (!e->link)
+        return st_fail(err, ST_EINVAL,
+                       "kv_transfer_params: this engine shares no KV: expected one that was "
+                       "started with a role of prefill or decode");
+    if (!st_transfer_id_parse(h->id, &id))
+        return st_fail(err, ST_EINVAL, "handover.id: '%.40s': expected 32 hexadecimal digits",
+                       h->id);
+    if (h->what == ST_HANDOVER_FETCH && (!h->host || !*h->host || !h->port))
+        return st_fail(err, ST_EINVAL, "handover: expected a host and a port to fetch from");
+    return ST_OK;
+}
 
 static st_status check_request(const st_engine *e, const st_request *r, st_error *err)
 {
@@ -357,13 +471,11 @@ static st_status check_request(const st_engine *e, const st_request *r, st_error
             return st_fail(err, ST_EINVAL,
                            "prompt: token %d at index %d: expected an id from 0 to %d",
                            r->prompt[i], i, e->config->vocab_size - 1);
-    if (r->handover.what != ST_HANDOVER_NONE && !e->ports.transfer)
-        return st_fail(
-            err, ST_EINVAL,
-            "kv_transfer_params: this engine shares no KV: expected one that was started "
-            "with a role of prefill or decode");
     if (!r->on_token)
         return st_fail(err, ST_EINVAL, "on_token: missing: expected a function");
+    st_status st = check_handover(e, &r->handover, err);
+    if (st != ST_OK)
+        return st;
     return st_sampling_check(&r->sampling, e->config->vocab_size, err);
 }
 
@@ -400,6 +512,8 @@ st_status st_engine_submit(st_engine *e, const st_request *r, uint64_t *id, st_e
         return st_fail(err, st, "prompt: %d tokens: out of memory", r->n_prompt);
     if (e->prefix_caching)
         st_seq_extend_hashes(seq, e->limits.block_size);
+    if (r->handover.what != ST_HANDOVER_NONE)
+        (void)st_handover_id(r->handover.id, r->prompt, r->n_prompt, &seq->handover_id);
     seq->submitted_ns = st_now_ns();
     st = enqueue(e, seq, id, err);
     if (st != ST_OK)
@@ -435,6 +549,12 @@ void st_engine_get_stats(const st_engine *e, st_engine_stats *out)
     *out = e->stats;
     out->waiting += e->inbox.count;
     pthread_mutex_unlock(lock);
+    if (e->link) {
+        st_kv_link_stats link;
+        st_kv_link_get_stats(e->link, &link);
+        out->transfer_bytes_sent = link.rows_bytes_sent;
+        out->transfer_bytes_received = link.rows_bytes_received;
+    }
 }
 
 st_engine_ports st_engine_get_ports(const st_engine *e)

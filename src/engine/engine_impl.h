@@ -5,9 +5,11 @@
 
 #include <pthread.h>
 
+#include "engine/handover.h"
 #include "engine/sampler.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
+#include "events/event_publisher.h"
 
 struct st_engine {
     /* fixed after st_engine_new */
@@ -15,10 +17,12 @@ struct st_engine {
     const st_model_config *config;
     st_sched_limits limits;
     int32_t max_model_len, max_waiting;
-    bool prefix_caching;
+    bool prefix_caching, fail_on_fetch_error;
     st_dtype kv_dtype;
     uint64_t fingerprint;
     st_engine_ports ports;
+    st_kv_link *link;              /* NULL: shares no KV */
+    st_event_publisher *publisher; /* NULL: publishes no events */
 
     /* the engine's thread */
     st_kv_store *kv;
@@ -27,6 +31,10 @@ struct st_engine {
     st_seq **running; /* [max_seqs], in the order of admission */
     int32_t n_running;
     st_seq_list waiting;
+    st_seq_list fetching, ready; /* admitted; with the running at most max_seqs */
+    int32_t n_offered;           /* offers whose request has ended */
+    st_announcement *announce;   /* [max_seqs] of the step */
+    int32_t n_announce;
     st_sched_seq *sched;  /* [max_seqs] scratch of the plan */
     int32_t *chunk;       /* [max_seqs] */
     int32_t *tokens;      /* [max_tokens] the batch */
@@ -41,6 +49,7 @@ struct st_engine {
     pthread_cond_t wake;
     st_seq_list inbox; /* submitted, not yet seen by the engine's thread */
     st_seq *cancels;   /* by cancel_next */
+    st_hold *overs;    /* by next_over: what the link has finished */
     st_seq_table table;
     uint64_t last_id;
     bool draining, stop;
@@ -50,8 +59,12 @@ struct st_engine {
     bool lock_made, wake_made, thread_made;
 };
 
-/* Plans and runs one step: at least one request is running or waiting. */
-void st_engine_step(st_engine *e);
+/* Plans and runs one step. False: nobody could get on, so nothing was run; that changes only with
+ * the next order from another thread. */
+bool st_engine_step(st_engine *e);
+
+/* Makes seq's full blocks findable. */
+void st_engine_publish_blocks(st_engine *e, st_seq *seq);
 
 /* Ends a request from the engine's thread: takes it off every list, releases its blocks, brings
  * the stats up to date, calls back with `event` (token, logprobs and error filled in by the

@@ -22,13 +22,20 @@ st_status st_seq_new(const st_request *r, int32_t max_model_len, int32_t block_s
     int64_t most = (int64_t)r->n_prompt + r->sampling.max_tokens;
     int32_t max_total = most < max_model_len ? (int32_t)most : max_model_len;
     size_t total = (sizeof(st_seq) + 15) & ~(size_t)15;
-    size_t tokens, blocks, hashes, stops, biases;
+    size_t tokens, blocks, hashes, stops, biases, remote, host, salt;
     const st_sampling *s = &r->sampling;
+    const st_handover_request *h = &r->handover;
+    bool fetch = h->what == ST_HANDOVER_FETCH;
+    int32_t n_remote = fetch && h->remote_blocks ? h->n_remote_blocks : 0;
+    size_t salt_len = r->cache_salt ? strlen(r->cache_salt) : 0;
+    size_t host_len = fetch ? strlen(h->host) + 1 : 0;
     if (!add_array(&total, max_total, sizeof(int32_t), &tokens) ||
         !add_array(&total, st_sched_blocks(max_total, block_size), sizeof(int32_t), &blocks) ||
         !add_array(&total, max_total / block_size, sizeof(st_block_hash), &hashes) ||
         !add_array(&total, s->n_stop_ids, sizeof *s->stop_ids, &stops) ||
-        !add_array(&total, s->n_logit_bias, sizeof *s->logit_bias, &biases))
+        !add_array(&total, s->n_logit_bias, sizeof *s->logit_bias, &biases) ||
+        !add_array(&total, n_remote, sizeof(int32_t), &remote) ||
+        !add_array(&total, 1, host_len, &host) || !add_array(&total, 1, salt_len, &salt))
         return ST_ENOMEM;
     unsigned char *p = malloc(total);
     if (!p)
@@ -50,6 +57,18 @@ st_status st_seq_new(const st_request *r, int32_t max_model_len, int32_t block_s
         memcpy(p + stops, s->stop_ids, (size_t)s->n_stop_ids * sizeof *s->stop_ids);
     if (s->n_logit_bias > 0)
         memcpy(p + biases, s->logit_bias, (size_t)s->n_logit_bias * sizeof *s->logit_bias);
+    if (n_remote > 0)
+        memcpy(p + remote, h->remote_blocks, (size_t)n_remote * sizeof(int32_t));
+    if (fetch)
+        memcpy(p + host, h->host, host_len);
+    if (salt_len > 0)
+        memcpy(p + salt, r->cache_salt, salt_len);
+    seq->salt = (const char *)(p + salt);
+    seq->salt_len = salt_len;
+    seq->handover = *h;
+    seq->handover.host = fetch ? (const char *)(p + host) : NULL;
+    seq->handover.remote_blocks = n_remote > 0 ? (const int32_t *)(p + remote) : NULL;
+    seq->handover.n_remote_blocks = n_remote;
     seq->sampling.stop_ids = (const int32_t *)(p + stops);
     seq->sampling.logit_bias = (const st_logit_bias *)(p + biases);
     *out = seq;

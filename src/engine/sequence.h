@@ -4,9 +4,18 @@
 
 #include <stdatomic.h>
 
+#include "engine/handover.h"
 #include "engine/scheduler.h"
 #include "starling/engine.h"
 #include "starling/kv_cache.h"
+
+/* Which list a sequence is on. */
+typedef enum st_seq_place {
+    ST_SEQ_WAITING,
+    ST_SEQ_FETCHING, /* admitted; its prompt's KV is on its way from another engine */
+    ST_SEQ_READY,    /* admitted; that is over, its next step is not planned yet */
+    ST_SEQ_RUNNING
+} st_seq_place;
 
 typedef struct st_seq {
     uint64_t id; /* also the order of arrival */
@@ -23,16 +32,23 @@ typedef struct st_seq {
     int32_t *blocks;       /* [blocks of max_total] */
     st_block_hash *hashes; /* [full blocks of max_total], n_hashes of them known */
     st_block_hash root;
+    const char *salt; /* that the root covers; in this allocation */
+    size_t salt_len;
 
     int32_t chunk;         /* tokens in the step being planned */
     int32_t cached_tokens; /* found in the prefix cache when it was first admitted */
     bool was_scheduled;
     uint64_t submitted_ns, scheduled_ns;
 
+    st_handover_request handover; /* its arrays live in this allocation */
+    st_transfer_id handover_id;
+    st_hold *hold; /* what the link has of its blocks; NULL: nothing */
+
     atomic_bool cancelled; /* set by any thread; the list below is under the engine's lock */
-    bool cancel_queued, running;
+    bool cancel_queued;
+    st_seq_place place;
     struct st_seq *cancel_next;
-    struct st_seq *prev, *next; /* inbox or waiting list */
+    struct st_seq *prev, *next; /* inbox, waiting, fetching or ready list */
     struct st_seq *bucket_next; /* id table */
 } st_seq;
 

@@ -27,7 +27,8 @@ static void preempt(st_engine *e, int32_t index)
             (size_t)(e->n_running - index - 1) * sizeof(st_seq *));
     e->n_running--;
     give_back_blocks(e, seq);
-    seq->running = false;
+    st_handover_lost_blocks(e, seq);
+    seq->place = ST_SEQ_WAITING;
     st_seq_list_insert(&e->waiting, seq);
     e->now.preemptions++;
 }
@@ -76,44 +77,77 @@ static bool prefix_is_being_computed(const st_engine *e, const st_seq *seq, int3
     return false;
 }
 
-static void admit(st_engine *e, st_seq *seq, int32_t n_matched, int32_t chunk)
+/* Puts an admitted sequence into the step. */
+static void run(st_engine *e, st_seq *seq, int32_t chunk)
 {
-    st_seq_list_remove(&e->waiting, seq);
     e->running[e->n_running++] = seq;
-    seq->running = true;
-    seq->n_blocks = seq->n_published = n_matched;
-    seq->n_computed = n_matched * e->limits.block_size;
+    seq->place = ST_SEQ_RUNNING;
     seq->chunk = chunk;
     take_blocks(e, seq);
     if (seq->was_scheduled)
         return;
     seq->was_scheduled = true;
     seq->scheduled_ns = st_now_ns();
-    seq->cached_tokens = seq->n_computed;
     e->now.prefix_queries += e->prefix_caching ? (uint64_t)seq->n_prompt : 0;
     e->now.prefix_hits += (uint64_t)seq->cached_tokens;
     e->now.prompt_tokens += (uint64_t)seq->n_prompt;
 }
 
+/* Takes a waiting sequence in; its first n_matched blocks were found in the cache. */
+static void admit(st_engine *e, st_seq *seq, int32_t n_matched, int32_t chunk)
+{
+    st_seq_list_remove(&e->waiting, seq);
+    seq->n_blocks = seq->n_published = n_matched;
+    seq->n_computed = n_matched * e->limits.block_size;
+    if (!seq->was_scheduled)
+        seq->cached_tokens = seq->n_computed;
+    if (st_handover_wants_fetch(seq, seq->n_computed)) {
+        seq->chunk = seq->n_tokens - seq->n_computed;
+        take_blocks(e, seq);
+        seq->chunk = 0;
+        st_handover_fetch(e, seq, n_matched);
+        return;
+    }
+    st_handover_announce_cached(e, seq);
+    run(e, seq, chunk);
+}
+
+/* What admitted sequences will need soon. */
+static int32_t reserved(st_engine *e)
+{
+    int32_t n = 0;
+    for (int32_t i = 0; i < e->n_running; i++) {
+        e->sched[n] = st_seq_for_scheduler(e->running[i]);
+        e->sched[n++].n_computed += e->running[i]->chunk;
+    }
+    for (const st_seq *s = e->fetching.head; s; s = s->next)
+        e->sched[n++] = st_seq_for_scheduler(s);
+    for (const st_seq *s = e->ready.head; s; s = s->next)
+        e->sched[n++] = st_seq_for_scheduler(s);
+    return st_sched_reserved(&e->limits, e->sched, n);
+}
+
+static int32_t n_admitted(const st_engine *e)
+{
+    return e->n_running + e->fetching.count + e->ready.count;
+}
+
 /* Asks the policy about one waiting request. At least one token must be left to compute: its
- * logits are the first result. */
+ * logits are the first result. Fetching takes blocks, but no tokens of the step's budget. */
 static st_sched_answer consider(st_engine *e, st_seq *seq, int32_t *tokens_left)
 {
     int32_t usable = (seq->n_tokens - 1) / e->limits.block_size;
     int32_t n_matched = st_block_pool_match(
         e->pool, seq->hashes, usable < seq->n_hashes ? usable : seq->n_hashes, seq->blocks);
-    for (int32_t i = 0; i < e->n_running; i++) {
-        e->sched[i] = st_seq_for_scheduler(e->running[i]);
-        e->sched[i].n_computed += e->running[i]->chunk;
-    }
-    st_sched_room room = {.n_running = e->n_running,
-                          .tokens_left = *tokens_left,
+    bool fetches = st_handover_wants_fetch(seq, n_matched * e->limits.block_size);
+    st_sched_room room = {.n_running = n_admitted(e),
+                          .tokens_left = fetches ? e->limits.max_tokens : *tokens_left,
                           .free_blocks = st_block_pool_available(e->pool),
-                          .reserved = st_sched_reserved(&e->limits, e->sched, e->n_running)};
+                          .reserved = reserved(e)};
     st_sched_candidate c = {.n_tokens = seq->n_tokens,
                             .n_cached = n_matched * e->limits.block_size,
                             .prefix_is_being_computed =
-                                prefix_is_being_computed(e, seq, n_matched)};
+                                !fetches && prefix_is_being_computed(e, seq, n_matched)};
     int32_t chunk = 0;
     st_sched_answer answer = st_sched_admit(&e->limits, &room, &c, &chunk);
     if (answer != ST_SCHED_ADMIT) {
@@ -121,8 +155,25 @@ static st_sched_answer consider(st_engine *e, st_seq *seq, int32_t *tokens_left)
         return answer;
     }
     admit(e, seq, n_matched, chunk);
-    *tokens_left -= chunk;
+    *tokens_left -= fetches ? 0 : chunk;
     return answer;
+}
+
+/* Sequences whose fetch is over: mostly one token each. They hold their blocks already. */
+static int32_t plan_ready(st_engine *e, int32_t tokens_left)
+{
+    while (e->ready.head && tokens_left > 0) {
+        st_seq *seq = e->ready.head;
+        int32_t chunk = seq->n_tokens - seq->n_computed, most = e->limits.max_chunk;
+        if (most > 0 && chunk > most)
+            chunk = most;
+        if (chunk > tokens_left)
+            chunk = tokens_left;
+        st_seq_list_remove(&e->ready, seq);
+        run(e, seq, chunk);
+        tokens_left -= chunk;
+    }
+    return tokens_left;
 }
 
 static void plan_waiting(st_engine *e, int32_t tokens_left)
@@ -132,8 +183,10 @@ static void plan_waiting(st_engine *e, int32_t tokens_left)
     st_seq *next = NULL;
     for (st_seq *seq = e->waiting.head; seq && looks-- > 0; seq = next) {
         next = seq->next;
-        if (e->n_running >= e->limits.max_seqs || tokens_left <= 0)
+        if (n_admitted(e) >= e->limits.max_seqs)
             return;
+        if (tokens_left <= 0 && seq->handover.what != ST_HANDOVER_FETCH)
+            continue;
         if (consider(e, seq, &tokens_left) == ST_SCHED_STOP)
             return;
     }
@@ -150,10 +203,13 @@ static st_batch build_batch(st_engine *e)
                   .seqs = e->seqs,
                   .output_rows = e->output_rows,
                   .output_bad = e->output_bad};
+    e->n_announce = 0;
     for (int32_t i = 0; i < e->n_running; i++) {
         st_seq *seq = e->running[i];
         if (seq->chunk == 0)
             continue;
+        if (seq->hold)
+            st_handover_announce(e, seq);
         memcpy(e->tokens + b.n_tokens, seq->tokens + seq->n_computed,
                (size_t)seq->chunk * sizeof *e->tokens);
         e->seqs[b.n_seqs++] = (st_batch_seq){.first = b.n_tokens,
@@ -165,6 +221,10 @@ static st_batch build_batch(st_engine *e)
             e->output_seqs[b.n_outputs] = seq;
             e->output_rows[b.n_outputs++] = b.n_tokens - 1;
         }
+    }
+    if (e->n_announce > 0) {
+        b.on_layer = st_handover_on_layer;
+        b.on_layer_user = e;
     }
     return b;
 }
@@ -181,7 +241,7 @@ static void count_step(st_engine *e, int32_t n_tokens)
 }
 
 /* Makes what the step has filled findable, for requests that are still waiting, too. */
-static void publish_blocks(st_engine *e, st_seq *seq)
+void st_engine_publish_blocks(st_engine *e, st_seq *seq)
 {
     int32_t bs = e->limits.block_size, full = seq->n_computed / bs;
     if (!e->prefix_caching || full <= seq->n_published)
@@ -200,7 +260,7 @@ static void after_forward(st_engine *e)
         st_seq *seq = e->running[i];
         seq->n_computed += seq->chunk;
         if (seq->chunk > 0)
-            publish_blocks(e, seq);
+            st_engine_publish_blocks(e, seq);
         seq->chunk = 0;
     }
 }
@@ -272,17 +332,22 @@ static void emit(st_engine *e, st_seq *seq, const float *logits)
     seq->on_token(seq->user, &event);
 }
 
-void st_engine_step(st_engine *e)
+bool st_engine_step(st_engine *e)
 {
-    plan_waiting(e, plan_running(e));
+    plan_waiting(e, plan_ready(e, plan_running(e)));
     st_batch batch = build_batch(e);
+    if (batch.n_tokens == 0) {
+        st_engine_publish_stats(e);
+        return false;
+    }
     count_step(e, batch.n_tokens);
     st_engine_publish_stats(e); /* a step may take long: who runs and who waits is known now */
     st_error err = {0};
     if (st_model_forward(e->model, &batch, e->kv, e->logits, &err) != ST_OK) {
         fail_batch(e, &err);
-        return;
+        return true;
     }
+    st_handover_announced(e);
     after_forward(e);
     for (int32_t i = 0; i < batch.n_outputs; i++) {
         /* A cancelled request gets no more tokens: it ends before the next step. */
@@ -290,4 +355,5 @@ void st_engine_step(st_engine *e)
             emit(e, e->output_seqs[i], e->logits + (size_t)i * (size_t)e->config->vocab_size);
     }
     st_engine_publish_stats(e);
+    return true;
 }

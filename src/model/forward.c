@@ -182,6 +182,8 @@ static void run_layers(st_model *m, st_step *s)
             st_mla_run(m, s, i);
         else
             st_gqa_run(m, s, i);
+        if (s->batch->on_layer)
+            s->batch->on_layer(s->batch->on_layer_user, i);
         if (st_step_ends_with_kv(m, s, i))
             return;
         if (!next)

@@ -74,7 +74,11 @@ static void on_drain_tick(evutil_socket_t fd, short what, void *arg)
     uint64_t now = st_now_ns();
     if (!s->expired && now >= s->drain_deadline_ns)
         expire(s);
-    bool quiet = s->n_jobs == 0 && !st_http_server_busy(s->http);
+    /* A finished prompt's decoder may be just about to fetch it. */
+    st_engine_stats stats;
+    st_engine_get_stats(s->engine, &stats);
+    bool offers = stats.offered > 0 && now < s->drain_deadline_ns;
+    bool quiet = s->n_jobs == 0 && !st_http_server_busy(s->http) && !offers;
     if (quiet || (s->expired && s->n_jobs == 0 && now >= s->force_ns))
         event_base_loopbreak(s->base);
     else

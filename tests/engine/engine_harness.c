@@ -126,6 +126,9 @@ static void record(void *user, const st_token_event *ev)
     if (ev->finish != ST_FINISH_NONE) {
         r->finish = ev->finish;
         r->n_final++;
+        r->n_offered = ev->n_offered_blocks;
+        for (int32_t i = 0; i < ev->n_offered_blocks && i < 160; i++)
+            r->offered[i] = ev->offered_blocks[i];
         if (ev->error)
             snprintf(r->error, sizeof r->error, "%s", ev->error);
     }

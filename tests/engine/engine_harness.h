@@ -35,7 +35,8 @@ typedef struct recorder {
     st_finish finish;
     int n_final; /* must end as 1 */
     char error[256];
-    int32_t notify_at; /* recorder_wait_tokens */
+    int32_t offered[160], n_offered; /* the blocks that an offer's last event names */
+    int32_t notify_at;               /* recorder_wait_tokens */
 } recorder;
 
 /* A prompt of tests/vectors/lexicon/golden/prompts.json. */

@@ -242,7 +242,13 @@ static void logits_that_overflow_are_flagged(void **state)
     int32_t row = 0, token = 311, table = 0;
     bool bad = false;
     st_batch_seq seq = {0, 1, 0, &table};
-    st_batch b = {1, &token, 1, &seq, 1, &row, &bad};
+    st_batch b = {.n_tokens = 1,
+                  .tokens = &token,
+                  .n_seqs = 1,
+                  .seqs = &seq,
+                  .n_outputs = 1,
+                  .output_rows = &row,
+                  .output_bad = &bad};
     assert_int_equal(st_model_forward(m, &b, kv.store, logits, &err), ST_OK);
     assert_true(bad);
     b.output_bad = NULL;
