@@ -119,8 +119,10 @@ static bool seal(st_event_publisher *p)
         st_kv_event *e = &p->events[i];
         e->salt = e->salt_len ? p->salts.data + salt_at : NULL;
         salt_at += e->salt_len;
-        e->hashes = p->hashes + at;
-        e->tokens = p->tokens + at * bs;
+        if (e->n_hashes) { /* else there may be no arrays yet */
+            e->hashes = p->hashes + at;
+            e->tokens = p->tokens + at * bs;
+        }
         at += e->n_hashes;
     }
     struct timespec t;
