@@ -446,17 +446,38 @@ static bool is_stopping(st_kv_link *l)
     return stopping;
 }
 
+static void stop_ucx(st_kv_link *l)
+{
+    if (l->address)
+        l->ucx->ucp_worker_release_address(l->worker, l->address);
+    if (l->worker)
+        l->ucx->ucp_worker_destroy(l->worker);
+    if (l->context)
+        l->ucx->ucp_cleanup(l->context);
+    l->address = NULL;
+    l->worker = NULL;
+    l->context = NULL;
+}
+
 /* Ends everything: tells the peers, lets what was said leave, closes. */
 static void stop(st_kv_link *l)
 {
     uint64_t until = st_now_ns() + GOODBYE_NS;
+    l->ending = true;
     (void)take_orders(l);
     kv_offers_cancel(l, true);
     kv_fetches_cancel(l, true);
     settle(l);
     kv_conns_close(l, until);
-    l->dirty = true;
-    settle(l);
+    /* From here on nothing reads or writes blocks, whatever UCX said of its requests. */
+    stop_ucx(l);
+    kv_conns_drop(l);
+    for (kv_offer *o = l->offers; o; o = o->next)
+        o->in_flight = 0;
+    for (kv_fetch *f = l->fetches; f; f = f->next)
+        f->in_flight = 0;
+    kv_fetches_settle(l);
+    kv_offers_settle(l);
 }
 
 static void *run(void *arg)
@@ -607,12 +628,7 @@ void st_kv_link_free(st_kv_link *l)
     }
     if (l->listen_fd >= 0)
         close(l->listen_fd);
-    if (l->address)
-        l->ucx->ucp_worker_release_address(l->worker, l->address);
-    if (l->worker)
-        l->ucx->ucp_worker_destroy(l->worker);
-    if (l->context)
-        l->ucx->ucp_cleanup(l->context);
+    stop_ucx(l);
     if (l->epoll_fd >= 0)
         close(l->epoll_fd);
     if (l->wake_fd >= 0)

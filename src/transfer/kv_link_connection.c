@@ -280,6 +280,28 @@ static bool conn_closed(kv_conn *c)
     return !c->close_request && !c->in_flight;
 }
 
+static void conn_free(kv_conn *c)
+{
+    free(c->in);
+    free(c->out);
+    free(c);
+}
+
+void kv_conns_drop(st_kv_link *l)
+{
+    for (kv_offer *o = l->offers; o; o = o->next) {
+        o->conn = NULL;
+        o->queued = false;
+    }
+    for (kv_fetch *f = l->fetches; f; f = f->next)
+        f->conn = NULL;
+    for (kv_conn *c = l->conns, *next; c; c = next) {
+        next = c->next;
+        conn_free(c);
+    }
+    l->conns = NULL;
+}
+
 void kv_conns_settle(st_kv_link *l)
 {
     for (kv_conn **at = &l->conns; *at;) {
@@ -295,9 +317,7 @@ void kv_conns_settle(st_kv_link *l)
                 at = &(*at)->next;
             *at = c->next;
             l->n_accepted -= !c->outgoing;
-            free(c->in);
-            free(c->out);
-            free(c);
+            conn_free(c);
         } else {
             at = &c->next;
         }

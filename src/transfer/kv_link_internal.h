@@ -185,6 +185,7 @@ struct st_kv_link {
     uint32_t n_waits;
     kv_past past[KV_PAST];
     size_t past_at;
+    bool ending;        /* new WANTs are refused */
     bool dirty;         /* something is marked: kv_link_settle has work */
     uint64_t next_scan; /* when to look at deadlines next */
 };
@@ -226,6 +227,8 @@ void kv_conns_settle(st_kv_link *l);
 uint64_t kv_conns_scan(st_kv_link *l, uint64_t now); /* the next deadline */
 /* Closes all, politely where possible, until `until`, then by force. */
 void kv_conns_close(st_kv_link *l, uint64_t until);
+/* Frees those that UCX did not let go of; after the worker. */
+void kv_conns_drop(st_kv_link *l);
 
 /* kv_link_offer.c */
 void kv_offer_add(st_kv_link *l, kv_offer *o);

@@ -14,6 +14,7 @@
 
 /* A WANT that names no block ids may come this long before its offer at most. */
 #define WAIT_MAX_NS 600000000000u
+#define FETCHED     "these KV rows were fetched already"
 /* A fetcher that hangs while its rows are on their way. */
 #define GRACE_NS 3000000000u
 
@@ -238,11 +239,15 @@ void kv_offer_want(st_kv_link *l, kv_conn *c, const kv_want *w, const unsigned c
 {
     kv_offer *o = find(l, &w->id);
     const kv_past *past = find_past(l, &w->id);
-    if (o && !o->end.ended)
+    if (l->ending)
+        refuse(c, &w->id, ST_ECANCELLED, "the engine shuts down");
+    else if (o && !o->end.ended)
         attach(l, o, c, w, blocks);
-    else if (past || o)
-        refuse(c, &w->id, past ? past->status : ST_ECANCELLED,
-               past ? past->text : "these KV rows are not offered any more");
+    else if (o)
+        refuse(c, &w->id, o->end.err.status == ST_OK ? ST_ENOTFOUND : o->end.err.status,
+               o->end.err.status == ST_OK ? FETCHED : o->end.err.text);
+    else if (past)
+        refuse(c, &w->id, past->status, past->text);
     else if (w->n_blocks)
         refuse(c, &w->id, ST_ENOTFOUND, "no KV rows are offered under this id");
     else
@@ -393,7 +398,7 @@ static void remember(st_kv_link *l, const kv_offer *o)
     if (p->status == ST_OK)
         p->status = ST_ENOTFOUND;
     snprintf(p->text, sizeof p->text, "%.*s", (int)sizeof p->text - 1,
-             o->end.err.status == ST_OK ? "these KV rows were fetched already" : o->end.err.text);
+             o->end.err.status == ST_OK ? FETCHED : o->end.err.text);
 }
 
 void kv_offer_free(kv_offer *o)
