@@ -12,6 +12,9 @@
 #define NGX_HTTP_STARLING_READ_SIZE   65536
 #define NGX_HTTP_STARLING_KEPT_MSEC   60000
 
+/* what an engine may send ahead while a client does not read */
+#define NGX_HTTP_STARLING_RCVBUF      131072
+
 
 typedef struct {
     ngx_queue_t                   queue;      /* of its engine, newest first */
@@ -189,6 +192,7 @@ ngx_http_starling_leg_open(ngx_http_starling_leg_t *leg, ngx_uint_t fresh)
         pc->log = leg->log;
         pc->log_error = NGX_ERROR_ERR;
         pc->so_keepalive = 1;
+        pc->rcvbuf = NGX_HTTP_STARLING_RCVBUF;
 
         rc = ngx_event_connect_peer(pc);
 

@@ -8,7 +8,8 @@
 #include "ngx_http_starling_ctx.h"
 
 
-#define NGX_HTTP_STARLING_ADJUST  32
+#define NGX_HTTP_STARLING_ADJUST  32       /* events */
+#define NGX_HTTP_STARLING_SNDBUF  131072
 
 
 static ngx_int_t ngx_http_starling_reply_body(ngx_http_starling_leg_t *leg,
@@ -27,6 +28,7 @@ static void ngx_http_starling_first_token(ngx_http_starling_ctx_t *ctx);
 static ngx_int_t ngx_http_starling_start(ngx_http_starling_ctx_t *ctx);
 static ngx_int_t ngx_http_starling_write(ngx_http_starling_ctx_t *ctx,
     ngx_uint_t last);
+static ngx_int_t ngx_http_starling_await(ngx_http_starling_ctx_t *ctx);
 static void ngx_http_starling_writer(ngx_http_request_t *r);
 static void ngx_http_starling_ended(ngx_http_starling_ctx_t *ctx);
 static void ngx_http_starling_stream_end(ngx_http_starling_ctx_t *ctx);
@@ -347,6 +349,7 @@ ngx_http_starling_reply_flush(ngx_http_starling_leg_t *leg)
 static ngx_int_t
 ngx_http_starling_start(ngx_http_starling_ctx_t *ctx)
 {
+    int                        size;
     ngx_int_t                  rc;
     ngx_str_t                  value;
     ngx_connection_t          *c;
@@ -393,6 +396,26 @@ ngx_http_starling_start(ngx_http_starling_ctx_t *ctx)
         return NGX_ERROR;
     }
 
+    /*
+     * The kernel would take megabytes of a stream that its client does not
+     * read; HTTP/2 has windows of its own.
+     */
+
+    size = NGX_HTTP_STARLING_SNDBUF;
+
+    if (
+#if (NGX_HTTP_V2)
+        r->stream == NULL &&
+#endif
+        setsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, (const void *) &size,
+                   sizeof(int))
+        == -1)
+    {
+        ngx_connection_error(c, ngx_socket_errno,
+                             "setsockopt(SO_SNDBUF) failed");
+        return NGX_ERROR;
+    }
+
     return NGX_OK;
 }
 
@@ -404,9 +427,7 @@ ngx_http_starling_write(ngx_http_starling_ctx_t *ctx, ngx_uint_t last)
 {
     ngx_int_t                  rc;
     ngx_buf_t                 *b;
-    ngx_event_t               *wev;
     ngx_http_request_t        *r;
-    ngx_http_core_loc_conf_t  *clcf;
 
     r = ctx->request;
     b = &ctx->buf;
@@ -439,20 +460,26 @@ ngx_http_starling_write(ngx_http_starling_ctx_t *ctx, ngx_uint_t last)
 
     ctx->busy = 1;
 
-    wev = r->connection->write;
-    clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
-
     r->write_event_handler = ngx_http_starling_writer;
 
+    return ngx_http_starling_await(ctx) == NGX_OK ? NGX_AGAIN : NGX_ERROR;
+}
+
+
+static ngx_int_t
+ngx_http_starling_await(ngx_http_starling_ctx_t *ctx)
+{
+    ngx_event_t               *wev;
+    ngx_http_core_loc_conf_t  *clcf;
+
+    wev = ctx->request->connection->write;
+    clcf = ngx_http_get_module_loc_conf(ctx->request, ngx_http_core_module);
+
     if (!wev->delayed) {
-        ngx_add_timer(wev, clcf->send_timeout);
+        ngx_add_timer(wev, ctx->cluster->send_timeout);
     }
 
-    if (ngx_handle_write_event(wev, clcf->send_lowat) != NGX_OK) {
-        return NGX_ERROR;
-    }
-
-    return NGX_AGAIN;
+    return ngx_handle_write_event(wev, clcf->send_lowat);
 }
 
 
@@ -461,10 +488,9 @@ ngx_http_starling_write(ngx_http_starling_ctx_t *ctx, ngx_uint_t last)
 static void
 ngx_http_starling_writer(ngx_http_request_t *r)
 {
-    ngx_event_t               *wev;
-    ngx_connection_t          *c;
-    ngx_http_starling_ctx_t   *ctx;
-    ngx_http_core_loc_conf_t  *clcf;
+    ngx_event_t              *wev;
+    ngx_connection_t         *c;
+    ngx_http_starling_ctx_t  *ctx;
 
     ctx = ngx_http_get_module_ctx(r, ngx_http_starling_module);
     c = r->connection;
@@ -499,13 +525,7 @@ ngx_http_starling_writer(ngx_http_request_t *r)
         return;
     }
 
-    clcf = ngx_http_get_module_loc_conf(r, ngx_http_core_module);
-
-    if (!wev->delayed) {
-        ngx_add_timer(wev, clcf->send_timeout);
-    }
-
-    if (ngx_handle_write_event(wev, clcf->send_lowat) != NGX_OK) {
+    if (ngx_http_starling_await(ctx) != NGX_OK) {
         ngx_http_finalize_request(r, NGX_ERROR);
     }
 }
