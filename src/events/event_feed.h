@@ -27,7 +27,8 @@ typedef struct st_event_feed st_event_feed;
 typedef struct st_event_source_state {
     _Atomic int64_t last_seq; /* -1: nothing yet */
     _Atomic uint64_t batches, events, skipped, orphans, gaps, replayed, restarts;
-    _Atomic uint64_t last_ns; /* monotonic time of the last batch */
+    _Atomic uint64_t last_ns;   /* monotonic time of the last batch */
+    _Atomic int32_t block_size; /* tokens, as the last stored block says; 0: nothing yet */
 } st_event_source_state;
 
 typedef struct st_event_source {

@@ -101,6 +101,8 @@ static void on_event(void *user, const st_kv_event *e)
                                    e->lora_name_len, e->salt, e->salt_len);
     if ((cpu ? store_cpu(s, root, e) : store_gpu(s, root, e)) != ST_OK)
         count(&s->spec.state->orphans, 1);
+    else
+        atomic_store(&s->spec.state->block_size, e->block_size);
 }
 
 static void clear_holder(feed_source *s)

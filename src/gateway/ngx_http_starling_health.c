@@ -442,6 +442,27 @@ ngx_http_starling_health_done(ngx_http_starling_leg_t *leg,
 
 /* results */
 
+/*
+ * Prompts are cut into blocks as long as those of the engine's events: what
+ * they say is truer than what is configured, or than a gauge.
+ */
+
+static void
+ngx_http_starling_health_block_size(ngx_http_starling_health_t *h,
+    st_engine_slot *slot)
+{
+    int32_t                 size;
+    st_event_source_state  *events;
+
+    events = st_cluster_source_state(h->cluster->shared, slot->first_holder);
+    size = h->engine->events.len ? atomic_load(&events->block_size) : 0;
+
+    if (size > 0) {
+        atomic_store(&slot->block_size, size);
+    }
+}
+
+
 static void
 ngx_http_starling_health_up(ngx_http_starling_health_t *h)
 {
@@ -461,6 +482,7 @@ ngx_http_starling_health_up(ngx_http_starling_health_t *h)
     if (h->engine->kind != ST_KIND_STARLING) {
         ngx_http_starling_follow_configured(h->cluster, h->engine, slot,
                                             h->followed, sizeof(h->followed));
+        ngx_http_starling_health_block_size(h, slot);
     }
 
     h->failures = 0;

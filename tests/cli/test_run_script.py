@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """./run where others would not run it: through a link, after an interrupted set-up, in a folder
 whose name has spaces, in a tree that cannot be written. No compiler runs: the clone is given this
-build's binary, and stand-ins for meson's results.
+build's binary and module, and stand-ins for meson's results. Every answer comes through the gateway
+and two engines.
 
-    test_run_script.py PATH_OF_STARLING
+    test_run_script.py PATH_OF_STARLING PATH_OF_MODULE
 """
 import os
 import shutil
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 
-STARLING = os.path.abspath(sys.argv[1])
+STARLING, MODULE = map(os.path.abspath, sys.argv[1:])
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 failures = 0
 
@@ -39,10 +40,11 @@ with tempfile.TemporaryDirectory() as folder:
     shutil.copytree(os.path.join(ROOT, "tools"), os.path.join(tree, "tools"))
     shutil.copy(os.path.join(ROOT, "run"), tree)
     shutil.copy(STARLING, os.path.join(tree, "build", "starling"))
+    shutil.copy(MODULE, os.path.join(tree, "build", "ngx_http_starling_module.so"))
     script, ninja = os.path.join(tree, "run"), os.path.join(tree, "build", "build.ninja")
 
     with open(ninja, "w") as f:
-        f.write("build starling: phony\n")
+        f.write("build starling: phony\nbuild ngx_http_starling_module.so: phony\n")
     answers("a folder with a space", script)
     link = os.path.join(folder, "link")
     os.symlink(script, link)
@@ -62,7 +64,7 @@ with tempfile.TemporaryDirectory() as folder:
 
     if os.getuid() != 0:  # root writes everywhere
         with open(ninja, "w") as f:
-            f.write("build starling: phony\n")
+            f.write("build starling: phony\nbuild ngx_http_starling_module.so: phony\n")
         os.chmod(os.path.join(tree, "build"), 0o555)
         answers("a tree that cannot be written", script)
         os.chmod(os.path.join(tree, "build"), 0o755)
