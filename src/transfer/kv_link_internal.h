@@ -35,8 +35,8 @@ enum {
     KV_PAST = 512,             /* ended offers that are remembered */
     KV_CONNECTIONS_MAX = 1024, /* accepted ones */
     KV_TOKEN_BYTES = 8,
-    KV_MESSAGE_BYTES = 1 << 20, /* of rows */
-    KV_WINDOW_BYTES = 8 << 20,  /* of rows on their way over one connection */
+    KV_MESSAGE_BYTES = 128 << 10, /* of rows */
+    KV_WINDOW_BYTES = 1 << 20,    /* of rows on their way over one connection */
     KV_WHY_MAX = 200
 };
 
