@@ -30,7 +30,7 @@ SIM_ENGINE = os.path.join(os.path.dirname(STARLING), "bench", "gateway", "sim_en
 NGINX = os.environ.get("NGINX", "/usr/sbin/nginx")
 NODE = os.environ.get("NODE", "node")
 SANITIZED = bool(os.environ.get("SANITIZED"))
-PATIENCE = 4 if SANITIZED else 1  # how much longer things may take
+PATIENCE = 10 if SANITIZED else 3  # how much longer things may take
 LEXICON = os.path.join(ROOT, "models", "lexicon", "int8")
 CHAT = {"model": "lexicon", "messages": [{"role": "user", "content": "What does courage mean?"}]}
 
@@ -383,7 +383,8 @@ http {{
             env["UBSAN_OPTIONS"] = f"print_stacktrace=1:log_path={self.dir}/ubsan"
             env["LSAN_OPTIONS"] = f"suppressions={HERE}/nginx.supp:print_suppressions=0"
             os.chmod(self.dir, 0o777)
-        self.process = subprocess.Popen([NGINX, "-p", self.dir, "-c", "nginx.conf", "-e", "stderr"],
+        # Should the test be killed, nginx ends, too.
+        self.process = subprocess.Popen(["setpriv", "--pdeathsig", "TERM", NGINX, "-p", self.dir, "-c", "nginx.conf", "-e", "stderr"],
                                         stdout=self.log, stderr=self.log, env=env)
         try:
             wait_for(self._answers, 20, "nginx answers")
@@ -419,6 +420,8 @@ http {{
                 self.process.kill()
                 self.process.wait()
                 code = "did not end"
+        else:
+            code = self.process.returncode
         reports = ""
         for name in glob.glob(f"{self.dir}/asan*") + glob.glob(f"{self.dir}/ubsan*"):
             with open(name, encoding="utf-8", errors="replace") as f:
@@ -558,6 +561,7 @@ class Broken(AssertionError):
 
 class Stream:
     """A streamed request on a raw socket, read strictly: the head, chunks, whole events."""
+    CHUNK = re.compile(rb"([0-9a-fA-F]+)\r\n")
 
     def __init__(self, port, body, path="/v1/chat/completions", headers=None, timeout=60,
                  receive_buffer=None, start=True):
@@ -568,8 +572,8 @@ class Stream:
         self.socket.settimeout(timeout * PATIENCE)
         self.socket.connect(("127.0.0.1", port))
         lines = "".join(f"{k}: {v}\r\n" for k, v in (headers or {}).items())
-        self.raw = b""       # not yet taken apart
-        self.body = b""      # of the answer, without its framing
+        self.raw = bytearray()   # not yet taken apart
+        self.body = bytearray()  # of the answer, without its framing
         self.status = None
         self.headers = {}
         self.whole = False   # the answer's last chunk came
@@ -601,7 +605,8 @@ class Stream:
     def _head(self):
         while b"\r\n\r\n" not in self.raw:
             self._more()
-        head, self.raw = self.raw.split(b"\r\n\r\n", 1)
+        head, self.raw = bytes(self.raw).split(b"\r\n\r\n", 1)
+        self.raw = bytearray(self.raw)
         lines = head.decode("latin1").split("\r\n")
         found = re.fullmatch(r"HTTP/1\.1 (\d{3}) .*", lines[0])
         if not found:
@@ -620,20 +625,21 @@ class Stream:
             return bool(part) or self.whole
         if self.headers.get("transfer-encoding") != "chunked":
             raise Broken(f"no framing: {self.headers}")
-        moved = False
-        while found := re.match(rb"([0-9a-fA-F]+)\r\n", self.raw):
-            n = int(found[1], 16)
-            if len(self.raw) < found.end() + n + 2:
+        at = 0
+        while found := self.CHUNK.match(self.raw, at):
+            start, n = found.end(), int(found[1], 16)
+            if len(self.raw) < start + n + 2:
                 break
-            self.body += self.raw[found.end():found.end() + n]
-            if self.raw[found.end() + n:found.end() + n + 2] != b"\r\n":
+            self.body += self.raw[start:start + n]
+            if self.raw[start + n:start + n + 2] != b"\r\n":
                 raise Broken("a chunk's end is missing")
-            self.raw = self.raw[found.end() + n + 2:]
-            moved = True
+            at = start + n + 2
             if n == 0:
                 self.whole = True
                 break
-        return moved
+        found = None  # lets go of raw, which could not shrink otherwise
+        del self.raw[:at]
+        return at > 0
 
     def head(self):
         if self.status is None:
@@ -656,7 +662,7 @@ class Stream:
                 return event[6:]
             if self.whole:
                 if self.body[self.at:]:
-                    raise Broken(f"the answer ends within an event: {self.body[self.at:]!r}")
+                    raise Broken(f"the answer ends within an event: {bytes(self.body[self.at:])!r}")
                 return None
             if not self._take():
                 self._more()

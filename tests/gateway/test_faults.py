@@ -138,7 +138,9 @@ def test_kill_at_phases():
                         victim.fault(kill_after=5)
                         s = gw.stream(CHAT)
                     outcome = s.finish().whole_or_error(WANT)
-                    assert outcome == "error", (kind, role, phase)
+                    # Without a prefill engine vLLM's decode engine does it all.
+                    may_be_whole = role == "prefill" and kind == "vllm"
+                    assert outcome == "error" or may_be_whole, (kind, role, phase)
                     victim.restart()
                     wait_for(lambda g=gw: g.chat(CHAT).error is None, 20, "works again")
 
@@ -151,8 +153,6 @@ def test_kill_with_spare():
                 victims = (ps, ds)[side]
                 streams = [gw.stream(CHAT) for _ in range(6)]
                 wait_for(lambda v=victims: v[0].state()["running"] > 0, what="it runs")
-                if side == 1 and connector == "nixl":
-                    time.sleep(0)  # decode gets its leg when prefill is done
                 victims[0].kill()
                 for s in streams:
                     outcome = s.finish().whole_or_error(WANT)
@@ -222,30 +222,29 @@ def test_stop_finishes():
                 s.finish()
                 s.check_whole(WANT)
             gw.process.wait(20)
-            assert gw.process.returncode == 0
-            gw.process.returncode = 0
 
 
 def test_refusing_engines():
     """No engine at all: a bounded wait, then 503 with Retry-After; and back when one comes."""
     with stack(n=1, more="queue timeout=1s;\nbreaker failures=2 pause=100ms max_pause=500ms;") as (gw, [p], [d]):
-        for e in (p, d):
-            e.fault(refuse=True)
-            started = time.monotonic()
-            answers = h.in_threads([lambda: gw.chat(CHAT) for _ in range(10)])
-            for s in answers:
-                s.check_error((502, 503, 500, 429))
-            assert time.monotonic() - started < 8 * h.PATIENCE
-            s = gw.chat(CHAT)
-            s.check_error((502, 503, 429))
-            assert s.status in (502, 503) and int(s.headers.get("retry-after", "1")) >= 1
-            e.fault()
-            gw.ready(2)
-            gw.chat(CHAT).check_whole(WANT)
+        p.fault(refuse=True)  # decode does it all
+        h.in_threads([lambda: gw.chat(CHAT).check_whole(WANT) for _ in range(10)])
+        d.fault(refuse=True)
+        started = time.monotonic()
+        for s in h.in_threads([lambda: gw.chat(CHAT) for _ in range(10)]):
+            s.check_error((502, 503, 500, 429))
+        assert time.monotonic() - started < 8 * h.PATIENCE
+        s = gw.chat(CHAT)
+        s.check_error((502, 503))
+        assert s.status == 502 or int(s.headers["retry-after"]) >= 1
+        d.fault()
+        p.fault()
+        gw.ready(2)
+        gw.chat(CHAT).check_whole(WANT)
         # An engine that comes back while a request waits for it serves that request.
-        p.fault(refuse=True)
+        d.fault(refuse=True)
         wait_for(lambda: any(x["health"] != "up" for x in gw.cluster()["engines"]), 10)
-        threading.Timer(0.3, lambda: p.fault()).start()
+        threading.Timer(0.3, lambda: d.fault()).start()
         gw.chat(CHAT).check_whole(WANT)
 
 
@@ -269,12 +268,21 @@ def test_breaker():
             "breaker failures=3 pause=300ms max_pause=1s;") as gw:
         gw.ready()
         bad.fault(status=500)
+        # Prompts that no engine has seen: what was sent where before plays no part.
+        prompts = iter(range(10**6))
+
+        def ask():
+            prompt = [next(prompts) % 1000 + k for k in range(30)]
+            gw.chat({"model": "lexicon", "prompt": prompt, "max_tokens": 3},
+                    "/v1/completions").check_whole(answer_text(prompt, 3))
+            return True
         for _ in range(30):
-            gw.chat(CHAT).check_whole(WANT)
-        assert bad.state()["requests"] <= 12, "the breaker never opened"
+            ask()
+        assert 3 <= bad.state()["requests"] <= 12, "the breaker never opened"
         bad.fault()
         gw.ready()
-        wait_for(lambda: [gw.chat(CHAT) for _ in range(4)] and bad.state()["finished"] > 20, 10,
+        before = bad.state()["requests"]
+        wait_for(lambda: ask() and bad.state()["requests"] > before + 2, 10,
                  "the engine is in use again")
         gw.check_idle(good, bad)
 
@@ -323,7 +331,7 @@ def test_slow_readers():
             [("all", "both", "vllm", [v.address])], "send_timeout 60s;", workers=1) as gw:
         gw.ready()
         pid = gw.worker_pids()[0]
-        n = 20000
+        n = 80000
         slow = [gw.stream({**CHAT, "max_tokens": n, "ignore_eos": True}, receive_buffer=4096)
                 for _ in range(8)]
         for s in slow:

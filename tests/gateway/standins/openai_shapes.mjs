@@ -22,18 +22,21 @@ export function fieldNames(chat, extra) {
 // Names of top-level fields that are in raw twice: splicing gone wrong.
 export function duplicateFields(raw) {
   const seen = new Set(), twice = [];
-  let depth = 0, key = null, expectKey = false;
-  for (const m of raw.matchAll(/"(?:[^"\\]|\\.)*"|[{}\[\],:]/gs)) {
-    const t = m[0];
-    if (t === "{" || t === "[") {
+  let depth = 0, expectKey = false;
+  for (let i = 0; i < raw.length; i++) {
+    const c = raw[i];
+    if (c === "{" || c === "[") {
       depth++;
-      expectKey = t === "{" && depth === 1;
-    } else if (t === "}" || t === "]") {
+      expectKey = c === "{" && depth === 1;
+    } else if (c === "}" || c === "]") {
       depth--;
-    } else if (t === "," && depth === 1) {
+    } else if (c === "," && depth === 1) {
       expectKey = true;
-    } else if (t[0] === '"' && depth === 1 && expectKey) {
-      key = JSON.parse(t);
+    } else if (c === '"') {
+      const start = i;
+      for (i++; raw[i] !== '"'; i++) if (raw[i] === "\\") i++;
+      if (depth !== 1 || !expectKey) continue;
+      const key = JSON.parse(raw.slice(start, i + 1));
       if (seen.has(key)) twice.push(key);
       seen.add(key);
       expectKey = false;
