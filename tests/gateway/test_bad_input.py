@@ -100,11 +100,7 @@ def test_gateway_fields():
             for path, body in (("/v1/chat/completions", CHAT),
                                ("/v1/completions", {"model": "lexicon", "prompt": "a"})):
                 assert name in refused(gw, {**body, name: value}, path=path)
-                got, answer = gw.json("POST", path, {**body, name: None})  # not given
-                assert got == 200 or name in answer["error"]["message"], answer
-        v.order(reset_log=True)
-        gw.chat(CHAT)
-        assert len(v.requests()) == 1
+        assert v.state()["requests"] == 0
 
 
 def test_values():

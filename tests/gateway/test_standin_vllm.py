@@ -88,6 +88,9 @@ def test_whole():
 def test_nixl():
     with pair(natural=30) as (gw, [p], [d]):
         check_answers(gw, 30)
+        # null stands for a field that is not given: replaced, and not there twice.
+        gw.chat({"model": "lexicon", "messages": MESSAGES, "kv_transfer_params": None,
+                 "stream_options": None, "max_tokens": None}).check_whole()
         ps, ds = p.requests(), d.requests()
         assert len(ps) == len(ds) and all(r["leg"] == "prefill" for r in ps)
         assert all(r["leg"] == "decode" and r["fetch"] == "ok" for r in ds)
