@@ -236,6 +236,29 @@ void st_handover_fetch(st_engine *e, st_seq *seq, int32_t n_matched)
     fetch_failed(e, seq, err.text);
 }
 
+void st_handover_not_needed(st_engine *e, st_seq *seq)
+{
+    const st_handover_request *r = &seq->handover;
+    if (r->what != ST_HANDOVER_FETCH)
+        return;
+    int32_t n = rows_to_fetch(seq) > 0 ? rows_to_fetch(seq) : 1;
+    st_kv_fetch_request f = {.host = r->host,
+                             .port = r->port,
+                             .id = seq->handover_id,
+                             .from = n,
+                             .n_tokens = n,
+                             .blocks = seq->blocks,
+                             .timeout_ns = PULL_TIMEOUT_S * SECONDS};
+    seq->handover.what = ST_HANDOVER_NONE;
+    st_hold *h = hold_new(e, seq, true);
+    if (!h)
+        return;
+    detach(e, h);
+    /* If it cannot be told, its lease ends it. */
+    if (st_kv_fetch(e->link, &f, on_over, h, NULL) != ST_OK)
+        hold_free(e, h);
+}
+
 /* ---- ends ---- */
 
 void st_handover_leave(st_engine *e, st_seq *seq, st_finish finish)

@@ -63,6 +63,10 @@ bool st_handover_wants_fetch(const struct st_seq *seq, int32_t n_cached);
  * which the first n_matched hold their rows already. */
 void st_handover_fetch(st_engine *e, struct st_seq *seq, int32_t n_matched);
 
+/* The sequence, just put into the step, found all of its prompt here: the other engine is told, so
+ * that it need not keep the blocks. */
+void st_handover_not_needed(st_engine *e, struct st_seq *seq);
+
 /* The sequence ends. */
 void st_handover_leave(st_engine *e, struct st_seq *seq, st_finish finish);
 /* Deals with what the link has finished; overs by next_over. */

@@ -110,6 +110,7 @@ static void admit(st_engine *e, st_seq *seq, int32_t n_matched, int32_t chunk)
     }
     st_handover_announce_cached(e, seq);
     run(e, seq, chunk);
+    st_handover_not_needed(e, seq);
 }
 
 /* What admitted sequences will need soon. */

@@ -231,6 +231,16 @@ static void prefixes_are_used_on_either_side(void **state)
     recorder_wait(&decode[2]);
     assert_same(&decode[2], &alone[0]);
     assert_int_equal(decode[2].cached_tokens, 608);
+    /* The prefill engine is told, and keeps no blocks until its lease ends. */
+    offer(e.p, &r, 4, &prefill[4]);
+    recorder_wait(&prefill[4]);
+    assert_int_equal(prefill[4].cached_tokens, 608);
+    fetch(e, &r, 4, &prefill[4], &decode[4]);
+    recorder_wait(&decode[4]);
+    assert_same(&decode[4], &alone[0]);
+    for (int i = 0; i < 1500 && stats_of(e.p).offered; i++)
+        usleep(10000);
+    assert_int_equal(stats_of(e.p).offered, 0);
     st_request one = greedy_request(long_prompts[1], 1, 4);
     fetch(e, &one, 3, NULL, &decode[3]);
     recorder_wait(&decode[3]);
