@@ -460,9 +460,13 @@ ngx_http_starling_engine_models(ngx_conf_t *cf,
     ngx_str_t                   name;
     ngx_http_starling_model_t  *model;
 
+    if (list->len == 0) {
+        return NGX_OK;
+    }
+
     last = list->data + list->len;
 
-    for (p = list->data; p <= last && list->len; p = end + 1) {
+    for (p = list->data; p <= last; p = end + 1) {
         end = ngx_strlchr(p, last, ',');
         end = end ? end : last;
 
