@@ -557,7 +557,7 @@ static void run_child(st_event_source *s, int stop_fd)
     if (st_event_feed_start(index_, &child, &err) || st_event_feed_set(child, s, &err))
         _exit(1);
     char c;
-    if (read(stop_fd, &c, 1) < 0)
+    if (read(stop_fd, &c, 1) != 1)
         _exit(2);
     uint64_t t0 = st_now_ns();
     st_event_feed_stop(child);
@@ -587,8 +587,10 @@ static void a_forked_process_follows_our_engine(void **state)
     int stop[2];
     assert_int_equal(pipe(stop), 0);
     pid_t pid = fork();
-    if (pid == 0)
+    if (pid == 0) {
+        close(stop[1]); /* a parent that dies ends the child */
         run_child(&s, stop[0]);
+    }
     st_block_events ev = st_event_publisher_events(p);
     st_block_hash root = {1, 2}, parent = root;
     st_event_publisher_root(p, root, NULL, 0);
