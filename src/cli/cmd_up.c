@@ -169,18 +169,22 @@ static st_status start_engine(st_up_stack *s, const up_args *a, const char *self
     return st_up_spawn(s, name, false, argv, err);
 }
 
-/* Engines listen when they have loaded. Root's sockets are opened for the gateway's workers. */
-static st_status wait_engine(st_up_stack *s, const char *uds, st_error *err)
+/* Waits until the engine answers: a socket that only takes connections may be that of its check,
+ * before loading, whether the address is free. Root's sockets are opened for the gateway's workers.
+ */
+static st_status wait_engine(st_up_stack *stack, const char *uds, st_error *err)
 {
     for (;;) {
-        int fd = st_up_connect(uds);
-        if (fd >= 0) {
-            close(fd);
+        st_buf body = ST_BUF_INIT;
+        int status = 0;
+        st_status s = st_up_get(uds, "/health", &status, &body);
+        st_buf_free(&body);
+        if (s == ST_OK && status == 200) {
             if (getuid() == 0 && chmod(uds, 0666))
                 return st_fail(err, ST_EIO, "%s: %s", uds, strerror(errno));
             return ST_OK;
         }
-        switch (st_up_wait(s, -1, 20, err)) {
+        switch (st_up_wait(stack, -1, 20, err)) {
         case ST_UP_STOP:
             return st_fail(err, ST_ECANCELLED, "interrupted");
         case ST_UP_DIED:

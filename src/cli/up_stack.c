@@ -221,7 +221,10 @@ st_status st_up_get(const char *socket, const char *path, int *status, st_buf *b
     st_http_response r;
     st_http_response_init(&r);
     st_status s = ST_OK;
-    if (dprintf(fd, "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", path) < 0)
+    char head[256];
+    int len = snprintf(head, sizeof head,
+                       "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", path);
+    if (send(fd, head, (size_t)len, MSG_NOSIGNAL) != len)
         s = ST_EIO;
     while (!s && !r.complete) {
         char data[4096];
@@ -232,9 +235,9 @@ st_status st_up_get(const char *socket, const char *path, int *status, st_buf *b
         }
         for (long at = 0, used; !s && at < n && !r.complete; at += used) {
             const char *part;
-            size_t len;
-            used = st_http_response_feed(&r, data + at, (size_t)(n - at), &part, &len);
-            s = used < 0 ? ST_EFORMAT : st_buf_append(body, part, len);
+            size_t part_len;
+            used = st_http_response_feed(&r, data + at, (size_t)(n - at), &part, &part_len);
+            s = used < 0 ? ST_EFORMAT : st_buf_append(body, part, part_len);
         }
     }
     close(fd);
