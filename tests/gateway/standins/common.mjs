@@ -410,6 +410,12 @@ export class StandIn {
     return !state.aborted;
   }
 
+  // Computes a prompt: a fixed time, and one for each token that was not cached.
+  prefill(state, tokens) {
+    return this.pause(state, (this.faults.first_token_ms ?? this.o.first_token_ms) +
+      Math.max(0, tokens) * this.o.prefill_us / 1000);
+  }
+
   // Faults that come before or instead of an answer's head. True: the request was dealt with.
   async faultyHead(res, state, leg) {
     const { entry } = state;
@@ -548,7 +554,7 @@ export function listen(server, where, host) {
 
 export const COMMON_OPTIONS = {
   host: "127.0.0.1", port: 0, uds: "", control_port: 0, model: "lexicon", token_ms: 0,
-  first_token_ms: 0, natural: 24, keep_alive_ms: 600000, vocab: 1 << 20, max_model_len: 1 << 20,
+  first_token_ms: 0, prefill_us: 0, natural: 24, keep_alive_ms: 600000, vocab: 1 << 20, max_model_len: 1 << 20,
   split_events: 0, api_key: "", reasoning: 0, ...CACHE_OPTIONS,
 };
 

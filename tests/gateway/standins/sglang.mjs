@@ -168,7 +168,7 @@ async function serve(kind, body, raw, prompts, res, state) {
   let cached = 0;
   for (const p of prompts) cached += await cache.take(p);
   entry.cached = cached;
-  if (!(await s.pause(state, s.faults.first_token_ms ?? o.first_token_ms))) return;
+  if (!(await s.prefill(state, prompts.reduce((n, p) => n + p.length, -cached)))) return;
   if (kind === "generate") return generate(body, prompts[0], cached, res, state);
   // The prefill side computes one token and ends, whatever was asked for.
   const asked = leg === "prefill" ? { ...body, max_tokens: 1, max_completion_tokens: 1 } : body;

@@ -234,7 +234,7 @@ async function serve(chat, body, raw, prompts, res, state) {
   let cached = 0;
   for (const p of prompts) cached += await cache.take(p);
   entry.cached = cached;
-  if (leg !== "decode" && !(await s.pause(state, s.faults.first_token_ms ?? o.first_token_ms))) return;
+  if (leg !== "decode" && !(await s.prefill(state, prompts.reduce((n, p) => n + p.length, -cached)))) return;
   const answer = new Answer(o, "vllm", chat, body, prompts, cached);
   if (leg === "prefill") {
     const kv = o.connector === "mooncake" ? (offer(body.kv_transfer_params.transfer_id, "mooncake"), "null")
