@@ -50,7 +50,7 @@ static void ngx_http_starling_kept_handler(ngx_event_t *rev);
 static void ngx_http_starling_kept_dummy(ngx_event_t *wev);
 
 
-static u_char  *ngx_http_starling_read_buffer;
+static u_char  ngx_http_starling_read_buffer[NGX_HTTP_STARLING_READ_SIZE];
 
 
 ngx_int_t
@@ -72,14 +72,6 @@ ngx_http_starling_leg_start(ngx_http_starling_leg_t *leg,
     leg->first_byte_timeout = first_byte_timeout;
     leg->started = ngx_current_msec;
     leg->error = NGX_HTTP_STARLING_LEG_CONNECT;
-
-    if (ngx_http_starling_read_buffer == NULL) {
-        ngx_http_starling_read_buffer = ngx_alloc(NGX_HTTP_STARLING_READ_SIZE,
-                                                  log);
-        if (ngx_http_starling_read_buffer == NULL) {
-            return NGX_ERROR;
-        }
-    }
 
     if (ngx_http_starling_leg_head(leg, method, path, headers) != NGX_OK
         || ngx_http_starling_leg_open(leg, 0) != NGX_OK)
@@ -611,7 +603,7 @@ ngx_http_starling_kept_get(ngx_http_starling_cluster_t *cl, ngx_int_t engine,
     ngx_connection_t          *c;
     ngx_http_starling_kept_t  *kept;
 
-    if (engine < 0 || cl->idle == NULL || ngx_queue_empty(&cl->idle[engine])) {
+    if (engine < 0 || ngx_queue_empty(&cl->idle[engine])) {
         return NULL;
     }
 
@@ -640,24 +632,12 @@ static ngx_int_t
 ngx_http_starling_kept_put(ngx_http_starling_cluster_t *cl, ngx_int_t engine,
     ngx_connection_t *c)
 {
-    ngx_uint_t                 i, n;
+    ngx_uint_t                 n;
     ngx_queue_t               *q, *queue;
     ngx_http_starling_kept_t  *kept;
 
     if (engine < 0 || cl->keepalive == 0) {
         return NGX_DECLINED;
-    }
-
-    if (cl->idle == NULL) {
-        cl->idle = ngx_alloc(ST_CLUSTER_MAX_ENGINES * sizeof(ngx_queue_t),
-                             ngx_cycle->log);
-        if (cl->idle == NULL) {
-            return NGX_ERROR;
-        }
-
-        for (i = 0; i < ST_CLUSTER_MAX_ENGINES; i++) {
-            ngx_queue_init(&cl->idle[i]);
-        }
     }
 
     queue = &cl->idle[engine];
