@@ -243,12 +243,11 @@ def test_ranks():
 
 def test_history():
     """Engines without events: where a conversation went before, it goes again."""
-    with cluster(3, events_port=-1) as (gw, engines):
+    with cluster(3, events_port=-1) as (gw, _):
         for turn in range(1, 5):
             for c in range(9):
                 held, _ = ask(gw, tokens(c, TURN * turn))
                 assert turn == 1 or held >= TURN * (turn - 1), f"conversation {c}, turn {turn}: {held}"
-        assert min(e.state()["requests"] for e in engines) > 0
 
 
 def test_hot_prefix():
