@@ -18,7 +18,7 @@ PROMPTS = [
 ]
 ASKS = [{"model": "lexicon", "messages": m, "max_tokens": 24, "logprobs": True, "top_logprobs": 2,
          **extra} for m in PROMPTS for extra in ({}, {"temperature": 0.9, "seed": 5, "top_p": 0.9})]
-SMALL = ["--threads", "1", "--kv-cache-memory", "64M"]
+SMALL = ["--threads", "1", "--kv-cache-memory", "64M", "--enable-kv-events"]
 
 
 @contextlib.contextmanager
@@ -169,9 +169,12 @@ def test_client_leaves():
 def test_drain():
     """SIGTERM: an engine finishes what it has; the gateway sends nothing new there."""
     with cluster("sequential", 1, 2) as (gw, _, ds):
-        s = gw.stream({**ASKS[0], "max_tokens": 100, "ignore_eos": True})
+        s = gw.stream({"model": "lexicon", "messages": PROMPTS[0], "max_tokens": 1500,
+                       "ignore_eos": True})
         s.next()
-        busy = next(d for d in ds if d.metric("vllm:num_requests_running") > 0)
+        at = gw.cluster()["requests"][0]["decode"]
+        busy = next(d for d in ds if d.address == at)
+        wait_for(lambda: busy.metric("vllm:num_requests_running") == 1, what="it is at that engine")
         busy.process.send_signal(signal.SIGTERM)
         for _ in range(3):
             assert answer(gw.port, ASKS[0]) == alone()[0]
