@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -51,6 +52,8 @@ static int parse_args(up_args *a, int argc, char **argv, const char **model, int
          "sequential: decode fetches the prompt's KV; parallel: it is sent as it is made "
          "(sequential)",
          0, 0},
+        {"--skip-prefill", ST_OPT_INT, &a->config.skip_prefill, "TOKENS",
+         "prompts with fewer tokens left to compute stay with the decode engine (1)", 0, 1 << 30},
         {"--served-model-name", ST_OPT_LIST, &a->names, "NAME",
          "the model's name; more of them are aliases (the folder's)", 0, 0},
         {"--threads", ST_OPT_INT, &a->threads, "N",
@@ -136,19 +139,40 @@ static const char *model_name(const char *arg, const char *dir)
 
 /* --- starting ------------------------------------------------------------------------------ */
 
+/* Engine k of n gets processors of its own: each pins its threads from its first one on, and two
+ * that pin to the same would take turns. False: there are fewer processors than engines. */
+static bool engine_cpus(int n, int k, cpu_set_t *out)
+{
+    cpu_set_t all;
+    if (sched_getaffinity(0, sizeof all, &all) || CPU_COUNT(&all) < n)
+        return false;
+    int count = CPU_COUNT(&all), from = k * count / n, to = (k + 1) * count / n, nth = 0;
+    CPU_ZERO(out);
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+        if (CPU_ISSET(cpu, &all)) {
+            if (nth >= from && nth < to)
+                CPU_SET(cpu, out);
+            nth++;
+        }
+    return true;
+}
+
 static st_status start_engine(st_up_stack *s, const up_args *a, const char *self, bool prefill,
                               int i, st_error *err)
 {
     const st_up_config *c = &a->config;
     char uds[ST_UP_PATH_MAX + 32], name[48], threads[24];
+    cpu_set_t cpus;
+    bool own_cpus = engine_cpus(c->prefill + c->decode, prefill ? i : c->prefill + i, &cpus);
     char *argv[2 * ST_OPT_LIST_MAX + 16];
     size_t n = 0;
     const char *role = prefill ? "prefill" : c->prefill ? "decode" : "both";
-    long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    long share = cpus / (c->prefill + c->decode);
     st_up_engine_socket(c, prefill, i, uds, sizeof uds);
     snprintf(name, sizeof name, "%s%sengine %d", c->prefill ? role : "", c->prefill ? " " : "", i);
-    snprintf(threads, sizeof threads, "%ld", a->threads ? a->threads : share > 0 ? share : 1);
+    snprintf(threads, sizeof threads, "%d",
+             a->threads ? a->threads
+             : own_cpus ? CPU_COUNT(&cpus)
+                        : 1);
     argv[n++] = (char *)self;
     argv[n++] = "serve";
     argv[n++] = (char *)c->model_dir;
@@ -166,7 +190,7 @@ static st_status start_engine(st_up_stack *s, const up_args *a, const char *self
     for (size_t k = 0; k < a->engine_options.n; k++)
         argv[n++] = (char *)a->engine_options.items[k];
     argv[n] = NULL;
-    return st_up_spawn(s, name, false, argv, err);
+    return st_up_spawn(s, name, false, own_cpus ? &cpus : NULL, argv, err);
 }
 
 /* Waits until the engine answers: a socket that only takes connections may be that of its check,
@@ -245,7 +269,7 @@ static st_status start_gateway(st_up_stack *s, const up_args *a, const char *soc
     st_buf_free(&conf);
     char *argv[] = {(char *)a->nginx, "-p", s->dir, "-c", path, "-e", "stderr", NULL};
     if (!st)
-        st = st_up_spawn(s, "gateway", true, argv, err);
+        st = st_up_spawn(s, "gateway", true, NULL, argv, err);
     while (!st && engines_up(socket) < c->prefill + c->decode) {
         st_up_event e = st_up_wait(s, -1, 20, err);
         if (e == ST_UP_DIED || e == ST_UP_STOP)
@@ -372,6 +396,7 @@ int st_cmd_up(int argc, char **argv)
                  .decode = 1,
                  .workers = 2,
                  .handoff = "sequential",
+                 .config.skip_prefill = 1,
                  .drain_timeout = 30,
                  .temperature = NAN,
                  .seed = UINT64_MAX};

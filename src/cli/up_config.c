@@ -109,7 +109,8 @@ static st_status cluster(const st_up_config *c, st_buf *out)
     if (!s)
         s = pool(c, false, out);
     if (!s)
-        s = st_buf_printf(out, "        handoff %s;\n", c->parallel ? "parallel" : "sequential");
+        s = st_buf_printf(out, "        handoff %s;\n        policy skip_prefill=%d;\n",
+                          c->parallel ? "parallel" : "sequential", c->skip_prefill);
     for (size_t i = 0; !s && i < c->n_api_keys; i++) {
         s = st_buf_puts(out, "        api_key ");
         if (!s)

@@ -18,6 +18,7 @@ typedef struct st_up_config {
     size_t n_api_keys;
     int prefill, decode; /* engines; prefill 0: the others do whole requests */
     bool parallel;
+    int skip_prefill; /* tokens */
     int workers;
 } st_up_config;
 

@@ -66,13 +66,16 @@ st_status st_up_open(st_up_stack *s, bool quiet, st_error *err)
 }
 
 /* In the child: never returns. */
-_Noreturn static void run_child(const st_up_stack *s, pid_t parent, char *const argv[])
+_Noreturn static void run_child(const st_up_stack *s, pid_t parent, const cpu_set_t *cpus,
+                                char *const argv[])
 {
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM);
     if (getppid() != parent)
         _exit(127);
     sigprocmask(SIG_SETMASK, &s->before, NULL);
+    if (cpus)
+        sched_setaffinity(0, sizeof *cpus, cpus);
     /* Clients are descriptors. */
     struct rlimit files;
     if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
@@ -89,8 +92,8 @@ _Noreturn static void run_child(const st_up_stack *s, pid_t parent, char *const 
     _exit(127);
 }
 
-st_status st_up_spawn(st_up_stack *s, const char *name, bool gateway, char *const argv[],
-                      st_error *err)
+st_status st_up_spawn(st_up_stack *s, const char *name, bool gateway, const cpu_set_t *cpus,
+                      char *const argv[], st_error *err)
 {
     st_up_child *c = &s->children[s->n];
     pid_t parent = getpid();
@@ -98,7 +101,7 @@ st_status st_up_spawn(st_up_stack *s, const char *name, bool gateway, char *cons
     if (pid < 0)
         return st_fail(err, ST_EIO, "%s: no process can be started: %s", name, strerror(errno));
     if (pid == 0)
-        run_child(s, parent, argv);
+        run_child(s, parent, cpus, argv);
     snprintf(c->name, sizeof c->name, "%s", name);
     c->pid = pid;
     c->gateway = gateway;

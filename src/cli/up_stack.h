@@ -4,6 +4,7 @@
 #define ST_CLI_UP_STACK_H
 
 #include <limits.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <sys/types.h>
@@ -38,9 +39,9 @@ typedef enum st_up_event {
 
 /* Makes the folder and takes the signals. quiet: children write to dir/log instead of stderr. */
 ST_NODISCARD st_status st_up_open(st_up_stack *s, bool quiet, st_error *err);
-/* argv[0] is the program's path. */
+/* argv[0] is the program's path. cpus: those it may run on; NULL: all. */
 ST_NODISCARD st_status st_up_spawn(st_up_stack *s, const char *name, bool gateway,
-                                   char *const argv[], st_error *err);
+                                   const cpu_set_t *cpus, char *const argv[], st_error *err);
 /* Waits for fd (-1: none), a signal or a death. timeout_ms: -1: for ever. */
 st_up_event st_up_wait(st_up_stack *s, int fd, int timeout_ms, st_error *err);
 /* The gateway first, when its requests are done the engines; removes the folder. A second signal,

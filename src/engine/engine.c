@@ -3,6 +3,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/clock.h"
 #include "base/human.h"
@@ -123,14 +124,36 @@ typedef struct orders {
     st_hold *overs;
 } orders;
 
+/* The publisher's ring was full: it is asked again after this long. */
+enum { FLUSH_AGAIN_NS = 5000000 };
+
+static void wait_orders(st_engine *e, bool unpublished)
+{
+    if (!unpublished) {
+        pthread_cond_wait(&e->wake, &e->lock);
+        return;
+    }
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += FLUSH_AGAIN_NS;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    pthread_cond_timedwait(&e->wake, &e->lock, &until);
+}
+
 /* Sleeps while there is nothing to do. stuck: those who are there cannot get on before something
- * changes. Returns false when the engine is to stop. */
-static bool take_orders(st_engine *e, bool stuck, orders *o)
+ * changes; unpublished: there are KV events left. Returns false when the engine is to stop. */
+static bool take_orders(st_engine *e, bool stuck, bool unpublished, orders *o)
 {
     bool work = e->n_running > 0 || e->ready.count > 0 || e->waiting.count > 0;
     pthread_mutex_lock(&e->lock);
-    while (!e->stop && e->inbox.count == 0 && !e->cancels && !e->overs && (stuck || !work))
-        pthread_cond_wait(&e->wake, &e->lock);
+    while (!e->stop && e->inbox.count == 0 && !e->cancels && !e->overs && (stuck || !work)) {
+        wait_orders(e, unpublished);
+        if (unpublished)
+            break;
+    }
     *o = (orders){e->inbox, e->cancels, e->overs};
     e->inbox = (st_seq_list){0};
     e->cancels = NULL;
@@ -176,16 +199,15 @@ static void *engine_main(void *arg)
 {
     st_engine *e = arg;
     orders o;
-    bool go_on = true, stuck = false;
+    bool go_on = true, stuck = false, unpublished = false;
     pthread_setname_np(pthread_self(), "engine");
     st_model_pin_thread(e->model);
     while (go_on) {
-        go_on = take_orders(e, stuck, &o);
+        go_on = take_orders(e, stuck, unpublished, &o);
         follow_orders(e, &o);
         if (go_on)
             stuck = !st_engine_step(e);
-        if (e->publisher)
-            st_event_publisher_flush(e->publisher);
+        unpublished = e->publisher && !st_event_publisher_flush(e->publisher);
     }
     cancel_all(e);
     return NULL;
