@@ -105,6 +105,8 @@ struct ngx_http_starling_cluster_s {
     ngx_uint_t                    health_failures;   /* in a row: down */
     ngx_uint_t                    keepalive;         /* idle, per engine */
     size_t                        max_body_size;
+    size_t                        body_memory;   /* of all bodies, per worker;
+                                                    0: without bound */
     size_t                        thread_body_size;  /* longer: thread pool */
     size_t                        token_cache_size;
     ngx_thread_pool_t            *thread_pool;
@@ -115,6 +117,7 @@ struct ngx_http_starling_cluster_s {
     uint64_t                      seen;       /* directives, while parsing */
 
     /* the worker's */
+    size_t                        bodies;        /* bytes in memory */
     int                           row;
     int                           wake_fd;
     ngx_connection_t             *wake;
@@ -151,6 +154,8 @@ typedef enum {
     NGX_HTTP_STARLING_LEG_SEND,
     NGX_HTTP_STARLING_LEG_TIMEOUT,   /* no byte for too long */
     NGX_HTTP_STARLING_LEG_CUT,       /* closed before the end */
+    NGX_HTTP_STARLING_LEG_LOCAL,     /* this worker has no connection left: no
+                                        word on the engine */
     NGX_HTTP_STARLING_LEG_GARBAGE    /* not HTTP */
 } ngx_http_starling_leg_error_e;
 
@@ -163,7 +168,8 @@ typedef struct {
     /* the head is complete: leg->response has status and kind; may be NULL;
        must not close the leg */
     void      (*head)(ngx_http_starling_leg_t *leg);
-    /* a piece of the body, valid during the call; NGX_AGAIN: as of flush */
+    /* a piece of the body, valid during the call; NGX_AGAIN: as of flush.
+       It may take back body_given: the wait for the first byte goes on */
     ngx_int_t (*body)(ngx_http_starling_leg_t *leg, u_char *p, size_t n);
     /*
      * all that one read brought was given (unless it brought the end); may be

@@ -63,6 +63,7 @@ static ngx_http_starling_directive_t  ngx_http_starling_directives[] = {
     { "policy", ngx_http_starling_read_policy, 0 },
     { "keepalive", ngx_http_starling_read_keepalive, 0 },
     { "max_body", ngx_http_starling_read_size, 0 },
+    { "body_memory", ngx_http_starling_read_size, 0 },
     { "thread_body", ngx_http_starling_read_size, 0 },
     { "token_cache", ngx_http_starling_read_size, 0 },
     { "api_key", ngx_http_starling_read_api_key, 1 },
@@ -302,6 +303,10 @@ ngx_http_starling_read_size(ngx_conf_t *cf, ngx_http_starling_cluster_t *cl)
         field = &cl->max_body_size;
         min = 1024;
 
+    } else if (value[0].data[0] == 'b') {
+        field = &cl->body_memory;
+        min = 0;
+
     } else if (value[0].data[1] == 'h') {
         field = &cl->thread_body_size;
         min = 0;
@@ -511,6 +516,7 @@ ngx_http_starling_cluster_defaults(ngx_http_starling_cluster_t *cl)
     cl->health_failures = 2;
     cl->keepalive = 64;
     cl->max_body_size = 32 * 1024 * 1024;
+    cl->body_memory = 1024 * 1024 * 1024;
     cl->thread_body_size = 16 * 1024;
     cl->token_cache_size = 64 * 1024 * 1024;
 

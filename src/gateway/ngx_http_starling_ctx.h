@@ -33,6 +33,7 @@ typedef struct {
     st_claim                      claim;      /* engine -1: none */
     st_buf                        body;       /* what it is sent */
     st_buf                        answer;     /* what is not a stream */
+    size_t                        collected;  /* bytes of it that came */
     uint64_t                      sent_ns;
     int64_t                       ahead;      /* prefill tokens it found there */
     int                           rank;       /* data-parallel */
@@ -53,6 +54,7 @@ struct ngx_http_starling_ctx_s {
     /* the body, and what became of it */
     st_api_kind                   kind;
     st_buf                        body;
+    size_t                        accounted;  /* of it, in cluster->bodies */
     st_relay_request             *relay;
     st_api_error                  error;
     ngx_http_starling_model_t    *model;
@@ -178,6 +180,8 @@ void ngx_http_starling_end_legs(ngx_http_starling_ctx_t *ctx);
 extern const ngx_http_starling_leg_handlers_t  ngx_http_starling_decode_handlers;
 
 /* before a decode leg starts */
+ngx_int_t ngx_http_starling_collect(ngx_http_starling_side_t *side,
+    u_char *p, size_t n);
 ngx_int_t ngx_http_starling_reply_init(ngx_http_starling_ctx_t *ctx,
     ngx_uint_t translate);
 /* after bytes went out: an error event and [DONE] */

@@ -253,6 +253,7 @@ ngx_http_starling_send(ngx_http_starling_ctx_t *ctx,
 
     st_buf_clear(&side->body);
     st_buf_clear(&side->answer);
+    side->collected = 0;
 
     if (st_upstream_body(ctx->relay, &up, &path, &side->body) != ST_OK
         || ngx_http_starling_headers(ctx, side, &headers) != NGX_OK)
@@ -439,19 +440,11 @@ ngx_http_starling_prefill_body(ngx_http_starling_leg_t *leg, u_char *p,
     side = &ctx->prefill;
     c = ctx->request->connection;
 
-    if (leg->response.status != 200) {
-        n = ngx_min(n, NGX_HTTP_STARLING_ERROR_BODY
-                       - ngx_min(side->answer.len,
-                                 NGX_HTTP_STARLING_ERROR_BODY));
-
-    } else if (side->answer.len + n > NGX_HTTP_STARLING_ANSWER_MAX) {
-        n = 0;
-    }
-
-    if (n == 0 || st_buf_append(&side->answer, p, n) == ST_OK) {
+    if (ngx_http_starling_collect(side, p, n) == NGX_OK) {
         return NGX_OK;
     }
 
+    ngx_http_set_log_request(c->log, ctx->request);
     ngx_http_starling_leg_close(leg);
     side->active = 0;
     ngx_http_starling_leg_lost(ctx, side, NGX_HTTP_STARLING_LEG_GARBAGE);
@@ -562,6 +555,13 @@ ngx_http_starling_leg_lost(ngx_http_starling_ctx_t *ctx,
     case NGX_HTTP_STARLING_LEG_CONNECT:
         ngx_http_starling_failed(ctx, side, ST_OUTCOME_BROKEN, 0, -1,
                                  "could not be reached");
+        return;
+
+    case NGX_HTTP_STARLING_LEG_LOCAL:
+        ngx_http_starling_failed(ctx, side, ST_OUTCOME_BUSY,
+                                 NGX_HTTP_SERVICE_UNAVAILABLE, -1,
+                                 "could not be asked: the gateway has no "
+                                 "connection left");
         return;
 
     case NGX_HTTP_STARLING_LEG_TIMEOUT:

@@ -208,7 +208,12 @@ ngx_http_starling_health_ask(ngx_http_starling_health_t *h,
         != NGX_OK)
     {
         h->asking = 0;
-        ngx_http_starling_health_failed(h, 1, "no connection");
+
+        /* what this worker lacks says nothing of the engine */
+
+        if (h->leg.error != NGX_HTTP_STARLING_LEG_LOCAL) {
+            ngx_http_starling_health_failed(h, 1, "no connection");
+        }
     }
 }
 
@@ -370,6 +375,11 @@ ngx_http_starling_health_done(ngx_http_starling_leg_t *leg,
 
     h = leg->data;
     h->asking = 0;
+
+    if (error == NGX_HTTP_STARLING_LEG_LOCAL) {
+        return;
+    }
+
     status = leg->response.status;
     ok = error == NGX_HTTP_STARLING_LEG_OK && status == 200;
     slot = st_cluster_engine(h->cluster->shared, h->engine->id);

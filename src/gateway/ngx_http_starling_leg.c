@@ -188,6 +188,12 @@ ngx_http_starling_leg_open(ngx_http_starling_leg_t *leg, ngx_uint_t fresh)
 
         rc = ngx_event_connect_peer(pc);
 
+        if (rc == NGX_ERROR) {
+            /* no file or connection left here, or no memory */
+            leg->error = NGX_HTTP_STARLING_LEG_LOCAL;
+            return NGX_ERROR;
+        }
+
         if (rc == NGX_OK || rc == NGX_AGAIN) {
             c = pc->connection;
             ngx_http_starling_leg_attach(leg, c);
@@ -539,8 +545,12 @@ ngx_http_starling_leg_failed(ngx_http_starling_leg_t *leg,
 
     ngx_http_starling_leg_drop(leg);
 
-    if (again && ngx_http_starling_leg_open(leg, 1) == NGX_OK) {
-        return;
+    if (again) {
+        if (ngx_http_starling_leg_open(leg, 1) == NGX_OK) {
+            return;
+        }
+
+        error = leg->error;
     }
 
     st_buf_free(&leg->head);

@@ -108,6 +108,8 @@ static ngx_command_t  ngx_http_starling_commands[] = {
                                  ngx_http_starling_cluster_directive),
     NGX_HTTP_STARLING_IN_CLUSTER("max_body", NGX_CONF_TAKE1,
                                  ngx_http_starling_cluster_directive),
+    NGX_HTTP_STARLING_IN_CLUSTER("body_memory", NGX_CONF_TAKE1,
+                                 ngx_http_starling_cluster_directive),
     NGX_HTTP_STARLING_IN_CLUSTER("thread_body", NGX_CONF_TAKE1,
                                  ngx_http_starling_cluster_directive),
     NGX_HTTP_STARLING_IN_CLUSTER("token_cache", NGX_CONF_TAKE1,

@@ -17,8 +17,6 @@ static ngx_int_t ngx_http_starling_reply_body(ngx_http_starling_leg_t *leg,
 static ngx_int_t ngx_http_starling_reply_flush(ngx_http_starling_leg_t *leg);
 static void ngx_http_starling_reply_done(ngx_http_starling_leg_t *leg,
     ngx_http_starling_leg_error_e error);
-static ngx_int_t ngx_http_starling_collect(ngx_http_starling_ctx_t *ctx,
-    u_char *p, size_t n);
 static ngx_int_t ngx_http_starling_events(ngx_http_starling_ctx_t *ctx,
     u_char *p, size_t n);
 static ngx_int_t ngx_http_starling_split(ngx_http_starling_ctx_t *ctx,
@@ -85,8 +83,11 @@ ngx_http_starling_reply_body(ngx_http_starling_leg_t *leg, u_char *p, size_t n)
     {
         rc = ngx_http_starling_events(ctx, p, n);
 
+        /* an engine that only keeps the connection alive has not begun */
+        leg->body_given = ctx->started || ctx->out.len;
+
     } else {
-        rc = ngx_http_starling_collect(ctx, p, n);
+        rc = ngx_http_starling_collect(&ctx->decode, p, n);
     }
 
     if (rc == NGX_OK) {
@@ -106,19 +107,25 @@ ngx_http_starling_reply_body(ngx_http_starling_leg_t *leg, u_char *p, size_t n)
 }
 
 
-static ngx_int_t
-ngx_http_starling_collect(ngx_http_starling_ctx_t *ctx, u_char *p, size_t n)
+/*
+ * What is not a stream. Of an error only the beginning is of use, but more may
+ * come with it: vLLM repeats the whole body.
+ */
+
+ngx_int_t
+ngx_http_starling_collect(ngx_http_starling_side_t *side, u_char *p, size_t n)
 {
     st_buf  *answer;
 
-    answer = &ctx->decode.answer;
+    answer = &side->answer;
+    side->collected += n;
 
-    if (ctx->decode.leg.response.status != 200) {
-        n = ngx_min(n, NGX_HTTP_STARLING_ERROR_BODY
-                       - ngx_min(answer->len, NGX_HTTP_STARLING_ERROR_BODY));
-
-    } else if (answer->len + n > NGX_HTTP_STARLING_ANSWER_MAX) {
+    if (side->collected > NGX_HTTP_STARLING_ANSWER_MAX) {
         return NGX_ERROR;
+    }
+
+    if (side->leg.response.status != 200) {
+        n = ngx_min(n, NGX_HTTP_STARLING_ERROR_BODY - answer->len);
     }
 
     if (n && st_buf_append(answer, p, n) != ST_OK) {
@@ -195,7 +202,7 @@ ngx_http_starling_split(ngx_http_starling_ctx_t *ctx, const char *p, size_t n,
 
         /* a keep-alive before the first token does not begin the answer */
 
-        if (!ev.comment || ctx->started || ctx->out.len) {
+        if (ev.data_lines || ctx->started || ctx->out.len) {
             verbatim = false;
 
             if (st_relay_reply_event(ctx->reply, p + *used, len, &verbatim,

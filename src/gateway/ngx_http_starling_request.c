@@ -416,6 +416,31 @@ ngx_http_starling_read_body(ngx_http_request_t *r)
 }
 
 
+/*
+ * What clients send is bounded not only for each of them: many large bodies at
+ * once, whose ends may never come, would take all memory.
+ */
+
+static ngx_int_t
+ngx_http_starling_account(ngx_http_starling_ctx_t *ctx, size_t size)
+{
+    ngx_http_starling_cluster_t  *cl;
+
+    cl = ctx->cluster;
+
+    if (cl->body_memory
+        && cl->bodies - ctx->accounted + size > cl->body_memory)
+    {
+        return NGX_BUSY;
+    }
+
+    cl->bodies += size - ctx->accounted;
+    ctx->accounted = size;
+
+    return NGX_OK;
+}
+
+
 static ngx_int_t
 ngx_http_starling_take_body(ngx_http_starling_ctx_t *ctx)
 {
@@ -450,6 +475,15 @@ ngx_http_starling_take_body(ngx_http_starling_ctx_t *ctx)
                                      NULL, NULL, 0,
                                      "The body has more than %uz bytes",
                                      ctx->cluster->max_body_size);
+            return NGX_ERROR;
+        }
+
+        if (ngx_http_starling_account(ctx, ctx->body.len + n) != NGX_OK) {
+            ngx_http_starling_refuse(ctx, NGX_HTTP_SERVICE_UNAVAILABLE,
+                                     "server_overloaded", NULL, 1,
+                                     "The bodies of all requests together "
+                                     "have more than %uz bytes",
+                                     ctx->cluster->body_memory);
             return NGX_ERROR;
         }
 
@@ -615,6 +649,7 @@ ngx_http_starling_free(void *data)
     st_ids_free(&ctx->ids);
     st_buf_free(&ctx->ids_json);
     st_buf_free(&ctx->body);
+    ctx->cluster->bodies -= ctx->accounted;
     st_buf_free(&ctx->prefill.body);
     st_buf_free(&ctx->prefill.answer);
     st_buf_free(&ctx->decode.body);

@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 import socket
+import threading
 import time
 
 import gateway_harness as h
@@ -250,6 +251,87 @@ def test_engine_hangs():
             v.fault()
             wait_for(v.idle, 5, "the leg is closed")
             wait_for(lambda: gw.chat(CHAT).error is None, 15, f"in use again after {fault}")
+
+
+class RawEngine:
+    """Health checks are answered; a request gets what answer(socket) writes."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client = self.listener.accept()[0]
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client):
+        with client, contextlib.suppress(OSError):
+            while head := client.recv(65536):
+                if not head.startswith(b"GET"):
+                    return self.answer(client)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.listener.close()
+
+
+def forever(head, piece, pause=0):
+    def answer(client):
+        client.sendall(head)
+        while True:
+            client.sendall(piece)
+            time.sleep(pause)
+    return answer
+
+
+def test_endless_answers():
+    """An engine that never stops sending nothing of use, each piece in time."""
+    whole = b"HTTP/1.1 %s\r\nContent-Type: %s\r\nConnection: close\r\n\r\n"
+    stream = whole % (b"200 OK", b"text/event-stream")
+    for head, piece, pause, status in (
+            (stream, b": still here\n\n", 0.1, 504), (stream, b"\n\n", 0.1, 504),
+            (stream, b": still here\n\n" * 1000, 0, 504), (stream + b"data: ", b"x" * 65536, 0, 502),
+            (whole % (b"200 OK", b"application/json"), b"x" * 65536, 0, 502),
+            (whole % (b"500 Sorry", b"text/plain"), b"x" * 65536, 0, 502),
+            (whole % (b"400 Sorry", b"text/plain"), b"x" * 65536, 0, 502)):
+        with RawEngine(forever(head, piece, pause)) as e, \
+                Gateway([("all", "both", "vllm", [e.address])],
+                        "retries 0;\nfirst_token_timeout 1s;\nread_timeout 1s;") as gw:
+            gw.ready()
+            s = gw.chat(CHAT, timeout=10)
+            s.check_error(status)
+            gw.check_idle()
+
+
+def test_body_memory():
+    """Many large bodies whose ends never come: those that are too many are refused."""
+    with gateway("max_body 8m;\nbody_memory 20m;") as (gw, v):
+        gw.workers = 1
+        gw.write_conf()
+        gw.reload()
+        head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 7000000\r\n\r\n"
+        held = [socket.create_connection(("127.0.0.1", gw.port), 20 * h.PATIENCE) for _ in range(5)]
+        refusals = 0
+        for s in held:
+            with contextlib.suppress(ConnectionError):
+                s.sendall(head + b" " * 6000000)
+        for s in held:
+            if h.readable(s, 1):
+                got = s.recv(65536)
+                refusals += 1
+                assert b" 503 " in got and b"Retry-After" in got and b'"error"' in got, got
+        assert refusals == 2, refusals
+        for s in held:
+            s.close()
+        wait_for(lambda: gw.request("POST", "/v1/chat/completions",
+                                    {**CHAT, "user": "x" * 7000000})[0] == 200, 5, "room again")
 
 
 def test_comments_and_pieces():

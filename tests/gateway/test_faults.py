@@ -287,6 +287,30 @@ def test_breaker():
         gw.check_idle(good, bad)
 
 
+def test_no_connection_left():
+    """A worker that has no connection left for an engine does not blame the engine."""
+    with StandIn("vllm", token_ms=20) as v, Gateway(
+            [("all", "both", "vllm", [v.address])],
+            "retries 0; breaker failures=1 pause=60s max_pause=60s;\nhealth interval=50ms failures=1;",
+            workers=1) as gw:
+        gw.ready()
+        conf, gw.expect_alerts = gw.conf, True
+        gw.conf = lambda: conf().replace("worker_connections 8192", "worker_connections 40")
+        gw.write_conf()
+        gw.reload()
+        gw.ready()
+
+        def ask():
+            with contextlib.suppress(h.Broken, OSError):  # nginx may not even take the connection
+                s = gw.chat({**CHAT, "max_tokens": 20})
+                return "whole" if s.error is None else s.check_error(503)
+        assert "whole" in h.in_threads([ask] * 36)
+        assert "connections are not enough" in gw.errors()
+        gw.chat(CHAT).check_whole(WANT)
+        assert "no connection" not in gw.errors().replace("no connection left", "")
+        gw.check_idle(v)
+
+
 def test_limits_and_queue():
     """Engines' limits hold; the rest waits in one bounded queue and then gets 429."""
     with StandIn("vllm", token_ms=10) as a, StandIn("vllm", token_ms=10) as b, Gateway(

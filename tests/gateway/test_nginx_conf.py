@@ -98,7 +98,7 @@ def test_taken():
         connect_timeout 100ms; first_token_timeout 5m; read_timeout 60s; send_timeout 30s;
         health interval=2s timeout=1s failures=3; breaker failures=3 pause=500ms max_pause=30s;
         policy skip_prefill=256 match_weight=0.5 order_length=0.8 starvation=5s kv_high_water=0.9;
-        keepalive 0; max_body 32m; thread_body 0; token_cache 0;
+        keepalive 0; max_body 32m; body_memory 0; thread_body 0; token_cache 0;
         api_key one; api_key file=keys; rate requests=0.5 burst=3;
         model lexicon tokenizer={h.LEXICON} upstream=lex max_len=1000 alias=a alias=b;
         model other;
@@ -171,6 +171,7 @@ def test_values():
             ("keepalive -1;", "expected an integer from 0"),
             ("max_body 1;", "expected a size"),
             ("max_body 99g;", "expected a size"),
+            ("body_memory -1;", "expected a size"),
             ("thread_body x;", "expected a size"),
             ("token_cache 1.5m;", "expected a size"),
             ("rate burst=3;", '"requests=" is missing'),
