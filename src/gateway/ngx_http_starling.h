@@ -50,7 +50,9 @@ typedef struct {
     ngx_str_t                     upstream;   /* the engines' name of it, or
                                                  empty: the same */
     st_tokenizer                 *tok;        /* NULL: text goes to engines */
-    st_chat_template             *tmpl;
+    st_chat_template             *tmpl;       /* NULL: so do chats */
+    ngx_uint_t                    reasons;    /* its engines split answers into
+                                                 reasoning and content */
     const char                  **names;      /* NUL-terminated: name, then
                                                  its aliases */
     ngx_uint_t                    nnames;

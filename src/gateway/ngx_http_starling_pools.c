@@ -132,6 +132,7 @@ ngx_http_starling_load_model(ngx_conf_t *cf, ngx_http_starling_model_t *model)
 
     model->tok = owned->tok;
     model->tmpl = owned->tmpl;
+    model->reasons = st_relay_reasons(model->tok);
 
     if (model->max_len == 0) {
         model->max_len = ngx_http_starling_context_length(dir);

@@ -90,7 +90,11 @@ ngx_http_starling_tokens_work(void *data, ngx_log_t *log)
     ctx->model = model;
     ctx->model_index = model - (ngx_http_starling_model_t *) cl->models.elts;
 
-    if (model->tok && !relay->text_only && relay->n_prompts <= 1) {
+    relay->reasons = model->reasons;
+
+    if (model->tok && !relay->text_only && relay->n_prompts <= 1
+        && (relay->kind != ST_API_CHAT || model->tmpl))
+    {
         rc = st_relay_tokenize(relay, &model->relay, time(NULL), &ctx->ids,
                                &ctx->error);
         if (rc != ST_OK) {

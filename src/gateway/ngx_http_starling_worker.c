@@ -9,6 +9,10 @@
 #include "base/clock.h"
 
 
+/* events/prefix_index.h */
+#define NGX_HTTP_STARLING_MAX_BLOCKS  ((size_t) (1 << 24) - 2)
+
+
 static void ngx_http_starling_wake_handler(ngx_event_t *rev);
 static void ngx_http_starling_wake_dummy(ngx_event_t *wev);
 static void ngx_http_starling_lead(ngx_http_starling_cluster_t *cl);
@@ -38,7 +42,10 @@ ngx_http_starling_zone_memory(ngx_shm_zone_t *zone, size_t *bytes)
 }
 
 
-/* how many blocks an index may have in so many bytes; a quarter is history */
+/*
+ * How many blocks an index may have in so many bytes; a quarter is history.
+ * More than it can have at most a larger zone does not give it.
+ */
 
 static size_t
 ngx_http_starling_zone_blocks(st_cluster_spec *spec, size_t bytes)
@@ -46,7 +53,7 @@ ngx_http_starling_zone_blocks(st_cluster_spec *spec, size_t bytes)
     size_t  lo, hi, mid;
 
     lo = 0;
-    hi = bytes / 16;
+    hi = ngx_min(bytes / 16, NGX_HTTP_STARLING_MAX_BLOCKS + 1);
 
     while (hi - lo > 1) {
         mid = lo + (hi - lo) / 2;
