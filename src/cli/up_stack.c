@@ -46,6 +46,7 @@ st_status st_up_open(st_up_stack *s, bool quiet, st_error *err)
 {
     memset(s, 0, sizeof *s);
     s->log = -1;
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGINT);
@@ -103,7 +104,7 @@ st_status st_up_spawn(st_up_stack *s, const char *name, bool gateway, const cpu_
     if (pid == 0)
         run_child(s, parent, cpus, argv);
     snprintf(c->name, sizeof c->name, "%s", name);
-    c->pid = pid;
+    c->pid = c->group = pid;
     c->gateway = gateway;
     s->n++;
     return ST_OK;
@@ -182,6 +183,17 @@ static void end(st_up_stack *s, bool gateway, int gently, int drain_s)
         st_up_wait(s, -1, 100, &ignored);
 }
 
+/* nginx' workers outlive a master that was killed, and would keep the port. They are in its process
+ * group, and ours since we are their reaper, so that the number cannot be somebody else's. */
+static void end_orphans(const st_up_stack *s)
+{
+    for (size_t i = 0; i < s->n; i++)
+        for (int n = 0; n < 40 && waitpid(-s->children[i].group, NULL, WNOHANG) >= 0; n++) {
+            kill(-s->children[i].group, n < 20 ? SIGTERM : SIGKILL);
+            poll(NULL, 0, 50);
+        }
+}
+
 static int remove_entry(const char *path, const struct stat *st, int flag, struct FTW *at)
 {
     return remove(path);
@@ -191,6 +203,7 @@ void st_up_close(st_up_stack *s, int drain_s)
 {
     end(s, true, SIGQUIT, drain_s);
     end(s, false, SIGTERM, drain_s);
+    end_orphans(s);
     if (s->dir[0])
         nftw(s->dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
     if (s->log >= 0)

@@ -17,6 +17,7 @@ enum { ST_UP_ENGINES_MAX = 64, ST_UP_PATH_MAX = 512 };
 typedef struct st_up_child {
     char name[48]; /* "prefill engine 0", "gateway" */
     pid_t pid;     /* 0: ended and waited for */
+    pid_t group;   /* its process group */
     bool gateway;
 } st_up_child;
 

@@ -79,11 +79,11 @@ class Stack:
             self.said += line
         self.children = descendants(self.process.pid)
 
-    def engine(self, role):
+    def engine(self, role):  # or nginx' master
         for pid in self.children:
             with open(f"/proc/{pid}/cmdline", encoding="utf-8") as f:
                 line = f.read().split("\0")
-            if "serve" in line and role in line:
+            if "serve" in line and role in line or role == "gateway" and "master" in line[0]:
                 return pid
         raise AssertionError(f"no {role} engine among {self.children}")
 
@@ -162,6 +162,11 @@ def test_deaths():
     code, said, left, dead = s.end()
     check("an engine that dies ends all and is named", code == 1 and not left and dead
           and "prefill engine 0" in said and "signal 9" in said, (code, said, left, dead))
+    s = Stack("--prefill", "0")
+    os.kill(s.engine("gateway"), signal.SIGKILL)
+    code, said, left, dead = s.end()
+    check("a gateway that dies ends all, its workers, too", code == 1 and not left and dead
+          and "gateway" in said and "signal 9" in said, (code, said, left, dead))
     s = Stack("--prefill", "0")
     s.process.kill()
     check("children do not outlive the parent", gone(s.children), s.children)
