@@ -83,7 +83,7 @@ def complain(what, names):
 
 def check_names():
     words = set(re.findall(r"\w+", DOC))
-    complain("directive", {d for d in directives() if not re.search(rf"`{d}\b", DOC)})
+    complain("directive", {d for d in directives() if not re.search(rf"^\| `{d}\b", DOC, re.M)})
     complain("parameter", {p for p in parameters() if not re.search(rf"`{p}=", DOC)})
     complain("variable", {v for v in variables() if f"${v}`" not in DOC})
     complain("metric", {m for m in metrics() if f"`{m}`" not in DOC})
