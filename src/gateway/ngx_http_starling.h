@@ -235,6 +235,9 @@ void ngx_http_starling_leg_close(ngx_http_starling_leg_t *leg);
 /* a request (ngx_http_starling_request.c) */
 
 ngx_int_t ngx_http_starling_handler(ngx_http_request_t *r);
+/* name in lower case; NULL: it was not sent */
+ngx_table_elt_t *ngx_http_starling_find_header(ngx_http_request_t *r,
+    const char *name, size_t len);
 /* this worker's requests that were chosen from the queue */
 void ngx_http_starling_woken(ngx_http_starling_cluster_t *cl);
 /* an error in OpenAI's shape; retry_after in seconds, 0: none */

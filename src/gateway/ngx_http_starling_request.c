@@ -39,6 +39,10 @@ ngx_http_starling_handler(ngx_http_request_t *r)
     lcf = ngx_http_get_module_loc_conf(r, ngx_http_starling_module);
     cl = lcf->cluster;
 
+    /* nothing here is a document: If-None-Match and the like mean nothing */
+
+    r->disable_not_modified = 1;
+
     if (ngx_http_starling_authorize(r, cl, &who) != NGX_OK) {
         return ngx_http_starling_error(r, NGX_HTTP_UNAUTHORIZED,
                                        "invalid_api_key", NULL, 0,
@@ -242,7 +246,7 @@ ngx_http_starling_create(ngx_http_request_t *r, ngx_http_starling_cluster_t *cl,
 }
 
 
-static ngx_table_elt_t *
+ngx_table_elt_t *
 ngx_http_starling_find_header(ngx_http_request_t *r, const char *name,
     size_t len)
 {

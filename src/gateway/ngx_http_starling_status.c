@@ -494,6 +494,15 @@ ngx_http_starling_from_here(ngx_http_request_t *r)
     struct sockaddr_in   *sin;
     struct sockaddr_in6  *sin6;
 
+    /* a proxy on this machine asks for somebody else */
+
+    if (ngx_http_starling_find_header(r, "x-forwarded-for", 15)
+        || ngx_http_starling_find_header(r, "forwarded", 9)
+        || ngx_http_starling_find_header(r, "x-real-ip", 9))
+    {
+        return 0;
+    }
+
     switch (r->connection->sockaddr->sa_family) {
 
     case AF_UNIX:
@@ -587,6 +596,8 @@ ngx_http_starling_status_handler(ngx_http_request_t *r)
 
     lcf = ngx_http_get_module_loc_conf(r, ngx_http_starling_module);
     mcf = ngx_http_get_module_main_conf(r, ngx_http_starling_module);
+
+    r->disable_not_modified = 1;
 
     rc = ngx_http_discard_request_body(r);
     if (rc != NGX_OK) {

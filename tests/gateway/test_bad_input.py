@@ -164,6 +164,17 @@ def test_size():
         s.check_whole(WANT)
 
 
+def test_conditions():
+    """Conditions meant for documents change nothing about an answer."""
+    with gateway() as (gw, _):
+        for name, value in (("If-None-Match", "*"), ("If-Match", '"x"'), ("Range", "bytes=0-3"),
+                            ("If-Unmodified-Since", "Thu, 01 Jan 1970 00:00:00 GMT")):
+            gw.chat(CHAT, headers={name: value}).check_whole(WANT)
+            status, answer = gw.json("POST", "/v1/chat/completions", CHAT, headers={name: value})
+            assert status == 200 and answer["choices"], (name, status, answer)
+            assert gw.request("GET", "/starling/status", headers={name: value})[0] == 200
+
+
 def test_cut_bodies():
     """Bodies that end early, come slowly, or never."""
     with gateway() as (gw, v):
@@ -393,6 +404,12 @@ def test_status_is_closed():
         refused(gw, CHAT, 401, headers={"Authorization": "Basic secret"})
         s = gw.chat(CHAT, headers={"Authorization": "Bearer secret"})
         s.check_whole(WANT)
+        for path in ("status", "metrics", "health"):
+            assert gw.request("GET", f"/starling/{path}")[0] == 200
+            # A proxy on this machine asks for somebody elsewhere.
+            for name in ("X-Forwarded-For", "x-forwarded-for", "Forwarded", "X-Real-IP"):
+                status, _, body = gw.request("GET", f"/starling/{path}", headers={name: "127.0.0.1"})
+                assert status == 403 and b'"error"' in body, (path, name, status, body)
         gw.more = ""
         gw.write_conf()
         gw.reload()
