@@ -11,10 +11,16 @@
  *                                 leadership, KV events
  *   ngx_http_starling_health.c    asks engines how they are
  *   ngx_http_starling_says.c      what engines say of themselves
- *   ngx_http_starling_request.c   one request through its ten phases
+ *   ngx_http_starling_request.c   one request: who, what, its body, its end
+ *   ngx_http_starling_trace.c     names that travel with it
  *   ngx_http_starling_tokens.c    template and tokenizer, in the thread pool
+ *   ngx_http_starling_schedule.c  where it goes and when: plan, claim, queue
+ *   ngx_http_starling_handoff.c   its one or two exchanges with engines
+ *   ngx_http_starling_failure.c   engines that fail: again, or the client's
+ *                                 error
  *   ngx_http_starling_leg.c       one HTTP exchange with an engine
  *   ngx_http_starling_reply.c     an engine's answer on its way to the client
+ *   ngx_http_starling_answer.c    errors and lists of the gateway itself
  *   ngx_http_starling_status.c    /starling/status, /starling/health
  *   ngx_http_starling_metrics.c   /starling/metrics
  *
@@ -240,12 +246,15 @@ ngx_table_elt_t *ngx_http_starling_find_header(ngx_http_request_t *r,
     const char *name, size_t len);
 /* this worker's requests that were chosen from the queue */
 void ngx_http_starling_woken(ngx_http_starling_cluster_t *cl);
+/* of a request's slot, for variables; NULL before it is received */
+st_request_slot *ngx_http_starling_slot(ngx_http_request_t *r);
+
+/* answers of the gateway itself (ngx_http_starling_answer.c) */
+
 /* an error in OpenAI's shape; retry_after in seconds, 0: none */
 ngx_int_t ngx_http_starling_error(ngx_http_request_t *r, ngx_uint_t status,
     const char *code, const char *param, ngx_uint_t retry_after,
     const char *fmt, ...);
-/* of a request's slot, for variables; NULL before it is received */
-st_request_slot *ngx_http_starling_slot(ngx_http_request_t *r);
 
 
 /* configuration (ngx_http_starling_conf.c, ngx_http_starling_pools.c) */

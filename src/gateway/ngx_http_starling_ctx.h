@@ -1,6 +1,6 @@
 /*
- * One request: what its parts share (ngx_http_starling_request.c, _tokens.c,
- * _schedule.c, _handoff.c, _reply.c).
+ * One request: what its parts share (ngx_http_starling_request.c, _trace.c,
+ * _tokens.c, _schedule.c, _handoff.c, _failure.c, _reply.c, _answer.c).
  *
  *   read the body -> tokens (maybe in a thread) -> match -> plan and claim,
  *   or wait in the queue -> legs -> reply -> done
@@ -121,6 +121,19 @@ struct ngx_http_starling_ctx_s {
 
 /* ngx_http_starling_request.c */
 
+/* stamps DONE and counts, once */
+void ngx_http_starling_count(ngx_http_starling_ctx_t *ctx);
+
+/* ngx_http_starling_trace.c */
+
+/* x-request-id and traceparent: the client's, or new ones */
+ngx_int_t ngx_http_starling_trace(ngx_http_starling_ctx_t *ctx);
+
+/* ngx_http_starling_answer.c */
+
+/* GET .../v1/models and .../v1/models/NAME; name: what follows "models" */
+ngx_int_t ngx_http_starling_models(ngx_http_request_t *r,
+    ngx_http_starling_cluster_t *cl, u_char *name, size_t len);
 /* ends the request with an error in OpenAI's shape */
 void ngx_http_starling_refuse(ngx_http_starling_ctx_t *ctx, ngx_uint_t status,
     const char *code, const char *param, ngx_uint_t retry_after,
@@ -134,8 +147,6 @@ ngx_int_t ngx_http_starling_send_json(ngx_http_request_t *r, ngx_uint_t status,
     u_char *p, size_t n);
 ngx_int_t ngx_http_starling_add_header(ngx_http_request_t *r, const char *key,
     const ngx_str_t *value);
-/* stamps DONE and counts, once */
-void ngx_http_starling_count(ngx_http_starling_ctx_t *ctx);
 
 /* ngx_http_starling_tokens.c: ends in ngx_http_starling_schedule() */
 
@@ -159,6 +170,9 @@ void ngx_http_starling_note(ngx_http_starling_ctx_t *ctx,
 ngx_int_t ngx_http_starling_handoff(ngx_http_starling_ctx_t *ctx);
 /* claimed after prefill is done (sequential) */
 void ngx_http_starling_decode(ngx_http_starling_ctx_t *ctx);
+
+/* ngx_http_starling_failure.c */
+
 /* an engine failed: the other leg is ended; tries again, or tells the
    client */
 void ngx_http_starling_failed(ngx_http_starling_ctx_t *ctx,

@@ -6,22 +6,20 @@
 
 #include "ngx_http_starling_ctx.h"
 
-#include <sys/random.h>
 
-
-static ngx_int_t ngx_http_starling_models(ngx_http_request_t *r,
-    ngx_http_starling_cluster_t *cl, u_char *name, size_t len);
+static ngx_int_t ngx_http_starling_admit(ngx_http_request_t *r,
+    ngx_http_starling_cluster_t *cl);
+static ngx_int_t ngx_http_starling_wrong_method(ngx_http_request_t *r);
+static ngx_int_t ngx_http_starling_begin(ngx_http_request_t *r,
+    ngx_http_starling_cluster_t *cl, st_api_kind kind);
 static ngx_http_starling_ctx_t *ngx_http_starling_create(ngx_http_request_t *r,
     ngx_http_starling_cluster_t *cl, st_api_kind kind);
-static ngx_int_t ngx_http_starling_trace(ngx_http_starling_ctx_t *ctx);
 static void ngx_http_starling_body_handler(ngx_http_request_t *r);
 static void ngx_http_starling_read_body(ngx_http_request_t *r);
 static ngx_int_t ngx_http_starling_take_body(ngx_http_starling_ctx_t *ctx);
 static void ngx_http_starling_received(ngx_http_starling_ctx_t *ctx);
 static void ngx_http_starling_cleanup(void *data);
 static void ngx_http_starling_free(void *data);
-static ngx_int_t ngx_http_starling_send_error(ngx_http_request_t *r,
-    const st_api_error *e, ngx_uint_t retry_after);
 
 
 ngx_int_t
@@ -29,10 +27,7 @@ ngx_http_starling_handler(ngx_http_request_t *r)
 {
     size_t                         len;
     u_char                        *p;
-    uint64_t                       who;
     ngx_int_t                      rc;
-    ngx_uint_t                     wait;
-    st_api_kind                    kind;
     ngx_http_starling_cluster_t   *cl;
     ngx_http_starling_loc_conf_t  *lcf;
 
@@ -43,6 +38,52 @@ ngx_http_starling_handler(ngx_http_request_t *r)
 
     r->disable_not_modified = 1;
 
+    rc = ngx_http_starling_admit(r, cl);
+    if (rc != NGX_DECLINED) {
+        return rc;
+    }
+
+    /* what comes after .../v1/, whatever the location's prefix is */
+
+    p = (u_char *) ngx_strnstr(r->uri.data, "/v1/", r->uri.len);
+
+    if (p) {
+        p += 4;
+        len = r->uri.data + r->uri.len - p;
+
+        if (len >= 6 && ngx_strncmp(p, "models", 6) == 0
+            && (len == 6 || p[6] == '/'))
+        {
+            return r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD)
+                   ? ngx_http_starling_models(r, cl, p + 6, len - 6)
+                   : ngx_http_starling_wrong_method(r);
+        }
+
+        if (len == 16 && ngx_strncmp(p, "chat/completions", 16) == 0) {
+            return ngx_http_starling_begin(r, cl, ST_API_CHAT);
+        }
+
+        if (len == 11 && ngx_strncmp(p, "completions", 11) == 0) {
+            return ngx_http_starling_begin(r, cl, ST_API_COMPLETION);
+        }
+    }
+
+    return ngx_http_starling_error(r, NGX_HTTP_NOT_FOUND, NULL, NULL, 0,
+                                   "Unknown path %V; there are "
+                                   "/v1/chat/completions, /v1/completions and "
+                                   "/v1/models", &r->uri);
+}
+
+
+/* NGX_DECLINED: the client may ask; anything else is the answer */
+
+static ngx_int_t
+ngx_http_starling_admit(ngx_http_request_t *r, ngx_http_starling_cluster_t *cl)
+{
+    uint64_t             who;
+    ngx_uint_t           wait;
+    st_cluster_metrics  *m;
+
     if (ngx_http_starling_authorize(r, cl, &who) != NGX_OK) {
         return ngx_http_starling_error(r, NGX_HTTP_UNAUTHORIZED,
                                        "invalid_api_key", NULL, 0,
@@ -51,47 +92,36 @@ ngx_http_starling_handler(ngx_http_request_t *r)
     }
 
     if (ngx_http_starling_rate(cl, who, &wait) != NGX_OK) {
-        atomic_fetch_add_explicit(
-                        &st_cluster_get_metrics(cl->shared)->rejected_rate, 1,
-                        memory_order_relaxed);
+        m = st_cluster_get_metrics(cl->shared);
+        atomic_fetch_add_explicit(&m->rejected_rate, 1, memory_order_relaxed);
+
         return ngx_http_starling_error(r, NGX_HTTP_TOO_MANY_REQUESTS,
                                        "rate_limit_exceeded", NULL, wait,
                                        "Too many requests; try again in %ui s",
                                        wait);
     }
 
-    /* what comes after .../v1/, whatever the location's prefix is */
+    return NGX_DECLINED;
+}
 
-    p = (u_char *) ngx_strnstr(r->uri.data, "/v1/", r->uri.len);
-    if (p == NULL) {
-        goto unknown;
-    }
 
-    p += 4;
-    len = r->uri.data + r->uri.len - p;
+static ngx_int_t
+ngx_http_starling_wrong_method(ngx_http_request_t *r)
+{
+    return ngx_http_starling_error(r, NGX_HTTP_NOT_ALLOWED, NULL, NULL, 0,
+                                   "%V does not take %V", &r->uri,
+                                   &r->method_name);
+}
 
-    if (len >= 6 && ngx_strncmp(p, "models", 6) == 0
-        && (len == 6 || p[6] == '/'))
-    {
-        if (!(r->method & (NGX_HTTP_GET|NGX_HTTP_HEAD))) {
-            goto method;
-        }
 
-        return ngx_http_starling_models(r, cl, p + 6, len - 6);
-    }
-
-    if (len == 16 && ngx_strncmp(p, "chat/completions", 16) == 0) {
-        kind = ST_API_CHAT;
-
-    } else if (len == 11 && ngx_strncmp(p, "completions", 11) == 0) {
-        kind = ST_API_COMPLETION;
-
-    } else {
-        goto unknown;
-    }
+static ngx_int_t
+ngx_http_starling_begin(ngx_http_request_t *r, ngx_http_starling_cluster_t *cl,
+    st_api_kind kind)
+{
+    ngx_int_t  rc;
 
     if (r->method != NGX_HTTP_POST) {
-        goto method;
+        return ngx_http_starling_wrong_method(r);
     }
 
     if (r->headers_in.content_length_n > (off_t) cl->max_body_size) {
@@ -119,88 +149,6 @@ ngx_http_starling_handler(ngx_http_request_t *r)
     }
 
     return NGX_DONE;
-
-unknown:
-
-    return ngx_http_starling_error(r, NGX_HTTP_NOT_FOUND, NULL, NULL, 0,
-                                   "Unknown path %V; there are "
-                                   "/v1/chat/completions, /v1/completions and "
-                                   "/v1/models", &r->uri);
-
-method:
-
-    return ngx_http_starling_error(r, NGX_HTTP_NOT_ALLOWED, NULL, NULL, 0,
-                                   "%V does not take %V", &r->uri,
-                                   &r->method_name);
-}
-
-
-static ngx_int_t
-ngx_http_starling_models(ngx_http_request_t *r, ngx_http_starling_cluster_t *cl,
-    u_char *name, size_t len)
-{
-    st_buf                      out = ST_BUF_INIT;
-    u_char                     *p;
-    st_status                   rc;
-    ngx_int_t                   rv;
-    ngx_uint_t                  i, j;
-    ngx_http_starling_model_t  *model;
-
-    model = cl->models.elts;
-
-    if (len > 1) {
-        /* names may have slashes in them: all of the rest is the name */
-        model = ngx_http_starling_find_model(cl, (char *) name + 1, len - 1);
-        if (model == NULL) {
-            return ngx_http_starling_error(r, NGX_HTTP_NOT_FOUND,
-                                           "model_not_found", "model", 0,
-                                           "The model `%*s` does not exist",
-                                           len - 1, name + 1);
-        }
-
-        p = ngx_pnalloc(r->pool, len);
-        if (p == NULL) {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-
-        ngx_cpystrn(p, name + 1, len);
-        rc = st_api_model_json((char *) p, ngx_time(),
-                               (int32_t) model->max_len, &out);
-
-    } else {
-        rc = st_buf_puts(&out, "{\"object\":\"list\",\"data\":[");
-
-        for (i = 0; rc == ST_OK && i < cl->models.nelts; i++) {
-            for (j = 0; rc == ST_OK && j < model[i].nnames; j++) {
-                if (i || j) {
-                    rc = st_buf_putc(&out, ',');
-                }
-
-                if (rc == ST_OK) {
-                    rc = st_api_model_json(model[i].names[j], ngx_time(),
-                                           (int32_t) model[i].max_len, &out);
-                }
-            }
-        }
-
-        if (rc == ST_OK) {
-            rc = st_buf_puts(&out, "]}");
-        }
-    }
-
-    rv = NGX_HTTP_INTERNAL_SERVER_ERROR;
-
-    if (rc == ST_OK) {
-        p = ngx_pnalloc(r->pool, out.len);
-
-        if (p && ngx_http_discard_request_body(r) == NGX_OK) {
-            ngx_memcpy(p, out.data, out.len);
-            rv = ngx_http_starling_send_json(r, NGX_HTTP_OK, p, out.len);
-        }
-    }
-
-    st_buf_free(&out);
-    return rv;
 }
 
 
@@ -243,129 +191,6 @@ ngx_http_starling_create(ngx_http_request_t *r, ngx_http_starling_cluster_t *cl,
     ngx_http_set_ctx(r, ctx, ngx_http_starling_module);
 
     return ctx;
-}
-
-
-ngx_table_elt_t *
-ngx_http_starling_find_header(ngx_http_request_t *r, const char *name,
-    size_t len)
-{
-    ngx_uint_t        i;
-    ngx_list_part_t  *part;
-    ngx_table_elt_t  *h;
-
-    part = &r->headers_in.headers.part;
-    h = part->elts;
-
-    for (i = 0; /* void */ ; i++) {
-        if (i >= part->nelts) {
-            if (part->next == NULL) {
-                return NULL;
-            }
-
-            part = part->next;
-            h = part->elts;
-            i = 0;
-        }
-
-        if (h[i].key.len == len
-            && ngx_strncmp(h[i].lowcase_key, name, len) == 0)
-        {
-            return &h[i];
-        }
-    }
-}
-
-
-/* x-request-id and traceparent: the client's, or new ones */
-
-static ngx_int_t
-ngx_http_starling_trace(ngx_http_starling_ctx_t *ctx)
-{
-    u_char              random[48], *p;
-    size_t              i, len;
-    ngx_str_t           id, parent, state;
-    ngx_table_elt_t    *h;
-    ngx_http_request_t *r;
-
-    r = ctx->request;
-
-    if (getrandom(random, sizeof(random), 0) != (ssize_t) sizeof(random)) {
-        return NGX_ERROR;
-    }
-
-    ngx_memcpy(&ctx->id, random, 8);
-
-    h = ngx_http_starling_find_header(r, "x-request-id", 12);
-
-    if (h && h->value.len && h->value.len <= 128) {
-        id = h->value;
-
-        for (i = 0; i < id.len && id.data[i] > 0x20 && id.data[i] < 0x7f; i++) {
-            /* void */
-        }
-
-    } else {
-        id.len = 0;
-        i = 0;
-    }
-
-    if (id.len == 0 || i < id.len) {
-        id.data = ngx_pnalloc(r->pool, 32);
-        if (id.data == NULL) {
-            return NGX_ERROR;
-        }
-
-        id.len = ngx_hex_dump(id.data, random, 16) - id.data;
-    }
-
-    ctx->request_id = id;
-
-    h = ngx_http_starling_find_header(r, "traceparent", 11);
-    ngx_str_null(&parent);
-
-    if (h && h->value.len >= 55 && h->value.len <= 128) {
-        parent = h->value;
-    }
-
-    h = parent.len ? ngx_http_starling_find_header(r, "tracestate", 10) : NULL;
-    ngx_str_null(&state);
-
-    if (h && h->value.len <= 512) {
-        state = h->value;
-    }
-
-    len = sizeof("X-Request-Id: \r\ntraceparent: \r\ntracestate: \r\n") - 1
-          + id.len + ngx_max(parent.len, 55) + state.len;
-
-    p = ngx_pnalloc(r->pool, len);
-    if (p == NULL) {
-        return NGX_ERROR;
-    }
-
-    ctx->headers.data = p;
-    p = ngx_sprintf(p, "X-Request-Id: %V\r\ntraceparent: ", &id);
-
-    if (parent.len) {
-        p = ngx_cpymem(p, parent.data, parent.len);
-
-    } else {
-        p = ngx_cpymem(p, "00-", 3);
-        p = ngx_hex_dump(p, random + 16, 16);
-        *p++ = '-';
-        p = ngx_hex_dump(p, random + 32, 8);
-        p = ngx_cpymem(p, "-01", 3);
-    }
-
-    p = ngx_cpymem(p, "\r\n", 2);
-
-    if (state.len) {
-        p = ngx_sprintf(p, "tracestate: %V\r\n", &state);
-    }
-
-    ctx->headers.len = p - ctx->headers.data;
-
-    return NGX_OK;
 }
 
 
@@ -672,198 +497,4 @@ ngx_http_starling_slot(ngx_http_request_t *r)
     ctx = ngx_http_get_module_ctx(r, ngx_http_starling_module);
 
     return ctx ? ctx->slot : NULL;
-}
-
-
-/* answers of the gateway itself */
-
-ngx_int_t
-ngx_http_starling_add_header(ngx_http_request_t *r, const char *key,
-    const ngx_str_t *value)
-{
-    ngx_table_elt_t  *h;
-
-    h = ngx_list_push(&r->headers_out.headers);
-    if (h == NULL) {
-        return NGX_ERROR;
-    }
-
-    h->hash = 1;
-    h->key.data = (u_char *) key;
-    h->key.len = ngx_strlen(key);
-    h->value = *value;
-
-    return NGX_OK;
-}
-
-
-ngx_int_t
-ngx_http_starling_send_json(ngx_http_request_t *r, ngx_uint_t status,
-    u_char *p, size_t n)
-{
-    ngx_int_t                 rc;
-    ngx_buf_t                *b;
-    ngx_chain_t               out;
-    ngx_http_starling_ctx_t  *ctx;
-
-    ctx = ngx_http_get_module_ctx(r, ngx_http_starling_module);
-
-    if (ctx
-        && ngx_http_starling_add_header(r, "X-Request-Id", &ctx->request_id)
-           != NGX_OK)
-    {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    r->headers_out.status = status;
-    r->headers_out.content_length_n = n;
-    ngx_str_set(&r->headers_out.content_type, "application/json");
-    r->headers_out.content_type_len = r->headers_out.content_type.len;
-    r->headers_out.content_type_lowcase = NULL;
-
-    rc = ngx_http_send_header(r);
-
-    if (rc == NGX_ERROR || rc > NGX_OK || r->header_only) {
-        return rc;
-    }
-
-    b = ngx_calloc_buf(r->pool);
-    if (b == NULL) {
-        return NGX_ERROR;
-    }
-
-    b->pos = p;
-    b->last = p + n;
-    b->memory = 1;
-    b->last_buf = r == r->main;
-    b->last_in_chain = 1;
-
-    out.buf = b;
-    out.next = NULL;
-
-    return ngx_http_output_filter(r, &out);
-}
-
-
-static ngx_int_t
-ngx_http_starling_send_error(ngx_http_request_t *r, const st_api_error *e,
-    ngx_uint_t retry_after)
-{
-    st_buf      json = ST_BUF_INIT;
-    u_char     *p;
-    size_t      n;
-    ngx_str_t   value;
-
-    /* an answer to what was not read to its end */
-
-    if (r->request_body == NULL
-        && ngx_http_discard_request_body(r) != NGX_OK)
-    {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    if (st_api_error_json(e, &json) != ST_OK) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    n = json.len;
-    p = ngx_pnalloc(r->pool, n);
-
-    if (p) {
-        ngx_memcpy(p, json.data, n);
-    }
-
-    st_buf_free(&json);
-
-    if (p == NULL) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    if (retry_after) {
-        value.data = ngx_pnalloc(r->pool, NGX_INT_T_LEN);
-        if (value.data == NULL) {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-
-        value.len = ngx_sprintf(value.data, "%ui", retry_after) - value.data;
-
-        if (ngx_http_starling_add_header(r, "Retry-After", &value) != NGX_OK) {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-    }
-
-    if (e->http_status == NGX_HTTP_UNAUTHORIZED) {
-        ngx_str_set(&value, "Bearer");
-
-        if (ngx_http_starling_add_header(r, "WWW-Authenticate", &value)
-            != NGX_OK)
-        {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-    }
-
-    return ngx_http_starling_send_json(r, e->http_status, p, n);
-}
-
-
-static void
-ngx_http_starling_fill_error(st_api_error *e, ngx_uint_t status,
-    const char *code, const char *param, const char *fmt, va_list args)
-{
-    u_char  text[1024], *p;
-
-    p = ngx_vslprintf(text, text + sizeof(text) - 1, fmt, args);
-    *p = '\0';
-
-    (void) st_api_fail(e, status, param, code, "%s", (char *) text);
-}
-
-
-ngx_int_t
-ngx_http_starling_error(ngx_http_request_t *r, ngx_uint_t status,
-    const char *code, const char *param, ngx_uint_t retry_after,
-    const char *fmt, ...)
-{
-    va_list       args;
-    st_api_error  e;
-
-    va_start(args, fmt);
-    ngx_http_starling_fill_error(&e, status, code, param, fmt, args);
-    va_end(args);
-
-    return ngx_http_starling_send_error(r, &e, retry_after);
-}
-
-
-void
-ngx_http_starling_refuse(ngx_http_starling_ctx_t *ctx, ngx_uint_t status,
-    const char *code, const char *param, ngx_uint_t retry_after,
-    const char *fmt, ...)
-{
-    va_list              args;
-    ngx_int_t            rc;
-    st_api_error         e;
-    ngx_http_request_t  *r;
-
-    r = ctx->request;
-
-    va_start(args, fmt);
-    ngx_http_starling_fill_error(&e, status, code, param, fmt, args);
-    va_end(args);
-
-    rc = ngx_http_starling_send_error(r, &e, retry_after);
-    ngx_http_starling_count(ctx);
-    ngx_http_finalize_request(r, rc);
-}
-
-
-void
-ngx_http_starling_refuse_api(ngx_http_starling_ctx_t *ctx,
-    const st_api_error *e)
-{
-    ngx_int_t  rc;
-
-    rc = ngx_http_starling_send_error(ctx->request, e, 0);
-    ngx_http_starling_count(ctx);
-    ngx_http_finalize_request(ctx->request, rc);
 }
