@@ -118,7 +118,7 @@ def test_options():
                  "listen [::1]:9999;", "worker_processes 5;", "prefill1.sock", "decode2.sock"):
         check(f"--dry-run: {text}", r.returncode == 0 and text in r.stdout, r)
     r = up("--dry-run", "--prefill", "0")
-    check("no prefill: one pool", "role both" in r.stdout and "prefill" not in r.stdout, r)
+    check("no prefill: one pool", "role both" in r.stdout and "pool prefill" not in r.stdout, r)
     for args, text in [(["--handoff", "late"], "--handoff late: expected sequential or parallel"),
                        (["--nginx", "/no/nginx"], "--nginx /no/nginx: No such file"),
                        (["--module", "/no/module.so"], "--module /no/module.so: No such file"),

@@ -69,8 +69,6 @@ def conversations(gw, engines, n=12, turns=5):
                 assert held >= want and matched >= want, \
                     f"conversation {c}, turn {turn}: {held} held, {matched} matched, {want} expected"
             settled(gw, engines)
-    used = [e.state()["requests"] for e in engines]
-    assert min(used) > 0, f"all went to one engine: {used}"
 
 
 def test_turns_maps_bytes():
