@@ -510,10 +510,25 @@ static void *run(void *arg)
 
 /* ---- start and end ---- */
 
+/* A link on this machine alone: UCX would listen on the other networks, too, and trusts whoever
+ * comes. A user who names devices knows better. */
+static bool is_local(const st_kv_link *l)
+{
+    struct sockaddr_storage a;
+    if (getenv("UCX_NET_DEVICES") || !address_of(l->o.host, l->o.port, &a))
+        return false;
+    const struct sockaddr_in *in = (const struct sockaddr_in *)&a;
+    return a.ss_family == AF_INET6
+               ? IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)&a)->sin6_addr)
+               : ntohl(in->sin_addr.s_addr) >> 24 == 127;
+}
+
 static st_status start_worker(st_kv_link *l, st_error *err)
 {
     ucp_config_t *config = NULL;
     ucs_status_t s = l->ucx->ucp_config_read(NULL, NULL, &config);
+    if (s == UCS_OK && is_local(l))
+        s = l->ucx->ucp_config_modify(config, "NET_DEVICES", "lo");
     if (s == UCS_OK) {
         ucp_params_t p = {.field_mask = UCP_PARAM_FIELD_FEATURES,
                           .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP};

@@ -10,6 +10,7 @@
 
 #define ST_UCX_FUNCTIONS(X)                                                                        \
     X(ucp_config_read)                                                                             \
+    X(ucp_config_modify)                                                                           \
     X(ucp_config_release)                                                                          \
     X(ucp_init_version)                                                                            \
     X(ucp_cleanup)                                                                                 \

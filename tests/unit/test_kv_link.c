@@ -719,6 +719,26 @@ static void test_garbage(void **state)
     engine_free(&b);
 }
 
+/* A link on 127.0.0.1 is for this machine: UCX, too, listens nowhere else. */
+static void test_local(void **state)
+{
+    engine a = engine_new(2, 80, 16, 8);
+    int listening = 0;
+    for (int fd = 3; fd < 1024; fd++) {
+        int yes = 0;
+        socklen_t len = sizeof yes;
+        struct sockaddr_in at;
+        socklen_t at_len = sizeof at;
+        if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &yes, &len) || !yes ||
+            getsockname(fd, (struct sockaddr *)&at, &at_len) || at.sin_family != AF_INET)
+            continue;
+        listening++;
+        assert_int_equal(ntohl(at.sin_addr.s_addr) >> 24, 127);
+    }
+    assert_true(listening > 0);
+    engine_free(&a);
+}
+
 /* A link that does nothing takes no processor time. */
 static void test_idle(void **state)
 {
@@ -765,6 +785,7 @@ int main(void)
         cmocka_unit_test(test_free_in_the_middle),
         cmocka_unit_test(test_restart),
         cmocka_unit_test(test_garbage),
+        cmocka_unit_test(test_local),
         cmocka_unit_test(test_idle),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
