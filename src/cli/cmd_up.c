@@ -16,6 +16,7 @@
 #include "cli/up_config.h"
 #include "cli/up_once.h"
 #include "cli/up_stack.h"
+#include "cli/up_user.h"
 
 typedef struct up_args {
     st_up_config config;
@@ -31,7 +32,8 @@ static const st_command command = {
     "up", "starling up [MODEL] [options]",
     "Serves a checkpoint by the whole stack on this machine: prefill engines, decode engines, and\n"
     "nginx with the gateway module in front of them. All of it lives in a private folder, runs\n"
-    "as the user who calls, and ends together: SIGTERM or Ctrl-C lets running requests finish.\n"
+    "as the user who calls (as nobody for root), and ends together: SIGTERM or Ctrl-C lets running "
+    "requests finish.\n"
     "The environment's STARLING_API_KEY adds to --api-key. Defaults are in brackets.",
     0, 1};
 
@@ -388,6 +390,18 @@ static st_status apply_args(up_args *a, const char *self, char *nginx, char *mod
     return s;
 }
 
+/* Only ports below 1024 need root. */
+static void give_up_root(const st_up_config *c, const char *self, const char *nginx)
+{
+    const char *const files[] = {self, nginx, c->module, c->model_dir};
+    if (c->host && c->port < 1024)
+        return;
+    const char *why = st_up_drop_root(files, sizeof files / sizeof *files);
+    if (why)
+        fprintf(stderr, "starling up: engines run as root, since user nobody cannot read %s\n",
+                why);
+}
+
 int st_cmd_up(int argc, char **argv)
 {
     up_args a = {.port = 8000,
@@ -421,6 +435,8 @@ int st_cmd_up(int argc, char **argv)
     if (!a.names.n)
         a.names.items[a.names.n++] = model_name(n_args ? arg : NULL, dir);
     st_status s = apply_args(&a, self, nginx, module, sizeof nginx, &err);
+    if (!s && !a.dry_run)
+        give_up_root(&a.config, self, a.nginx);
     if (!s && a.dry_run) {
         s = dry_run(&a, &err);
     } else if (!s) {

@@ -64,7 +64,7 @@ class Stack:
     def __init__(self, *args):
         self.port = free_port()
         self.tmp = tempfile.mkdtemp(prefix="starling-up-")
-        os.chmod(self.tmp, 0o755)
+        os.chmod(self.tmp, 0o777)  # root becomes nobody
         env = {**os.environ, "TMPDIR": self.tmp}
         env.pop("XDG_RUNTIME_DIR", None)
         self.process = subprocess.Popen(
@@ -150,7 +150,11 @@ def test_life(mode):
     check(f"{mode}: two engines are up", sorted((e["role"], e["health"]) for e in engines)
           == [("decode", "up"), ("prefill", "up")], text)
     check(f"{mode}: /health", s.get("/health")[0] == 200)
+    users = {os.stat(f"/proc/{pid}").st_uid for pid in s.children}
     code, said, left, dead = s.end(signal.SIGTERM)
+    # Where user nobody cannot read this checkout it says so and goes on as root.
+    check(f"{mode}: root only when it must be",
+          (0 in users) == (os.getuid() == 0 and "run as root" in said), (users, said))
     check(f"{mode}: SIGTERM ends all", code == 0 and not left and dead
           and "error" not in said and "emerg" not in said,
           (code, said, left, dead))
