@@ -36,6 +36,8 @@ st_status st_api_fail(st_api_error *e, int http_status, const char *param, const
                       const char *fmt, ...) ST_PRINTF(5, 6);
 /* The same from a library's error: 400, 429, 500 or 503 by its status. */
 st_status st_api_fail_from(st_api_error *e, const char *param, const st_error *why);
+/* The "type" that OpenAI's own services and clients pair with a status. */
+const char *st_api_error_type(int http_status);
 ST_NODISCARD st_status st_api_error_json(const st_api_error *e, st_buf *out);
 
 /* What generation_config.json says: used for fields that a request leaves out. NaN and -1: not

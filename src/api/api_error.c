@@ -52,8 +52,7 @@ st_status st_api_fail_from(st_api_error *e, const char *param, const st_error *w
     return st_api_fail(e, http_status, param, code, "%s", why->text);
 }
 
-/* The type that OpenAI's own services and clients pair with the status. */
-static const char *type_of(int http_status)
+const char *st_api_error_type(int http_status)
 {
     switch (http_status) {
     case 401:
@@ -80,7 +79,7 @@ st_status st_api_error_json(const st_api_error *e, st_buf *out)
     if (!s)
         s = st_buf_json_string(out, e->why.text, strlen(e->why.text));
     if (!s)
-        s = st_buf_printf(out, ",\"type\":\"%s\",\"param\":", type_of(e->http_status));
+        s = st_buf_printf(out, ",\"type\":\"%s\",\"param\":", st_api_error_type(e->http_status));
     if (!s)
         s = string_or_null(out, e->param);
     if (!s)

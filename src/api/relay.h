@@ -129,9 +129,13 @@ ST_NODISCARD st_status st_upstream_body(st_relay_request *r, const st_upstream_p
  * reply is not an object or has none (err says so). */
 ST_NODISCARD st_status st_upstream_kv_params(const char *body, size_t len, st_buf *out,
                                              st_error *err);
-/* "message" of an engine's error body (OpenAI's shape, vLLM's older flat one, or plain text), for
- * passing on. false: none found. */
-bool st_upstream_error_message(const char *body, size_t len, st_buf *out);
+/* An engine's error body for the client: as it is when it has OpenAI's shape; vLLM's and SGLang's
+ * flat one, a bare text or a proxy's plain one put into it, with a type that goes with http_status
+ * where there is none. ST_ENOTFOUND: it has no message. */
+ST_NODISCARD st_status st_upstream_error(const char *body, size_t len, int http_status,
+                                         st_buf *out);
+/* The HTTP status that an error's "code" says, as errors within streams have it; 0: none. */
+int st_upstream_error_status(const char *body, size_t len);
 /* MOONCAKE's GET /query: the engine_id of a rank. */
 ST_NODISCARD st_status st_upstream_mooncake_engine_id(const char *body, size_t len, int dp_rank,
                                                       st_buf *out, st_error *err);
@@ -155,6 +159,9 @@ ST_NODISCARD st_status st_relay_reply_new(const st_relay_request *r, const char 
                                           st_relay_reply **out);
 void st_relay_reply_free(st_relay_reply *a);
 const st_relay_seen *st_relay_reply_seen(const st_relay_reply *a);
+/* {"error":...} of the last error that was seen, empty: none; and st_upstream_error_status of it.
+ */
+const st_buf *st_relay_reply_error(const st_relay_reply *a, int *http_status);
 
 /* One complete event of the engine's stream, its blank line included. When it can pass unchanged
  * *verbatim is true and nothing is appended; else the client's event(s) are appended to out.

@@ -15,7 +15,9 @@ struct st_relay_reply {
     st_relay_seen seen;
     bool translate, stream, include_usage;
     int64_t n;
-    st_buf head; /* {"id":...,"object":...,"created":...,"model":... */
+    st_buf head;  /* {"id":...,"object":...,"created":...,"model":... */
+    st_buf error; /* the last one, in OpenAI's shape */
+    int error_status;
     bool started[MAX_CHOICES];
 };
 
@@ -65,12 +67,19 @@ void st_relay_reply_free(st_relay_reply *a)
     if (!a)
         return;
     st_buf_free(&a->head);
+    st_buf_free(&a->error);
     free(a);
 }
 
 const st_relay_seen *st_relay_reply_seen(const st_relay_reply *a)
 {
     return &a->seen;
+}
+
+const st_buf *st_relay_reply_error(const st_relay_reply *a, int *http_status)
+{
+    *http_status = a->error_status;
+    return &a->error;
 }
 
 static st_status put(st_buf *out, const st_picked *v)
@@ -107,32 +116,18 @@ static void note_usage(st_relay_seen *seen, const st_picked *usage)
         (void)st_picked_int64(&cached, &seen->cached_tokens);
 }
 
-/* An error in OpenAI's shape passes; vLLM's older flat one and bare texts are put into it. */
-static st_status pass_error(const st_picked *error, const char *text, size_t len, bool *verbatim,
-                            st_buf *out)
+/* Keeps it in OpenAI's shape. *verbatim: it had it. */
+static st_status note_error(st_relay_reply *a, const char *text, size_t len, bool *verbatim)
 {
-    static const char *const names[] = {"message", "type", "param", "code"};
-    st_picked v[4] = {0};
-    bool nested = error->type == ST_JSON_OBJECT;
-    const char *at = nested ? error->at : text;
-    /* The whole was scanned: its parts are well-formed. */
-    if (!st_json_pick(at, nested ? error->len : len, names, 4, v, NULL))
-        return ST_EFORMAT;
-    if (error->type == ST_JSON_STRING)
-        v[0] = *error;
-    *verbatim = nested && v[0].type == ST_JSON_STRING && v[1].type == ST_JSON_STRING;
-    if (*verbatim)
-        return ST_OK;
-    static const char *const otherwise[] = {"\"the engine reported an error\"", "\"server_error\"",
-                                            "null", "null"};
-    st_status s = st_buf_puts(out, "{\"error\":{");
-    for (size_t i = 0; !s && i < 4; i++) {
-        bool usable = i < 2 ? v[i].type == ST_JSON_STRING : st_picked_given(&v[i]);
-        s = st_buf_printf(out, "%s\"%s\":", i ? "," : "", names[i]);
-        if (!s)
-            s = usable ? put(out, &v[i]) : st_buf_puts(out, otherwise[i]);
-    }
-    return s ? s : st_buf_puts(out, "}}");
+    st_buf *e = &a->error;
+    st_buf_clear(e);
+    a->error_status = st_upstream_error_status(text, len);
+    st_status s = st_upstream_error(text, len, a->error_status ? a->error_status : 500, e);
+    if (s == ST_ENOTFOUND)
+        s = st_buf_puts(e, "{\"error\":{\"message\":\"the engine reported an error\","
+                           "\"type\":\"server_error\",\"param\":null,\"code\":null}}");
+    *verbatim = !s && e->len == len && memcmp(e->data, text, len) == 0;
+    return s;
 }
 
 static bool is_error(const st_picked *top)
@@ -349,11 +344,9 @@ static st_status data_event(st_relay_reply *a, const char *data, size_t len, boo
     if (s)
         return s;
     if (is_error(top)) {
-        st_buf json = ST_BUF_INIT;
-        s = pass_error(&top[ERROR], data, len, verbatim, &json);
+        s = note_error(a, data, len, verbatim);
         if (!s && !*verbatim)
-            s = st_buf_printf(out, "data: %s\n\n", json.data);
-        st_buf_free(&json);
+            s = st_buf_printf(out, "data: %s\n\n", a->error.data);
         return s ? no_memory(err) : ST_OK;
     }
     *verbatim = !a->translate;
@@ -415,8 +408,12 @@ static st_status whole_answer(st_relay_reply *a, const char *body, size_t len, b
     if (s)
         return s;
     a->seen.done = true;
-    if (is_error(top))
-        return pass_error(&top[ERROR], body, len, verbatim, out) ? no_memory(err) : ST_OK;
+    if (is_error(top)) {
+        s = note_error(a, body, len, verbatim);
+        if (!s && !*verbatim)
+            s = st_buf_append(out, a->error.data, a->error.len);
+        return s ? no_memory(err) : ST_OK;
+    }
     if (!has_choices(top))
         return st_fail(err, ST_EFORMAT, "the engine's answer has an empty list of choices");
     *verbatim = !a->translate && !st_picked_given(&top[KV_PARAMS]);

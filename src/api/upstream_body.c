@@ -6,9 +6,6 @@
 
 #include "api/json_pick.h"
 #include "api/relay.h"
-#include "base/utf8.h"
-
-enum { MAX_ERROR_TEXT = 800 };
 
 bool st_relay_reasons(const st_tokenizer *tok)
 {
@@ -265,38 +262,6 @@ st_status st_upstream_kv_params(const char *body, size_t len, st_buf *out, st_er
                        "with a KV connector?");
     st_status st = st_buf_append(out, params.at, params.len);
     return st ? st_fail(err, st, "memory is short") : ST_OK;
-}
-
-/* Plain text, as proxies and crashing servers send it; a page of HTML is no message. */
-static bool plain_message(const char *body, size_t len, st_buf *out)
-{
-    while (len && strchr(" \t\r\n", body[len - 1]))
-        len--;
-    while (len && strchr(" \t\r\n", *body)) {
-        body++;
-        len--;
-    }
-    if (len == 0 || memchr("<{[", *body, 3))
-        return false;
-    len = len < MAX_ERROR_TEXT ? len : MAX_ERROR_TEXT;
-    len -= st_utf8_incomplete_tail(body, len);
-    return st_utf8_valid(body, len) && !memchr(body, '\0', len) && !st_buf_append(out, body, len);
-}
-
-bool st_upstream_error_message(const char *body, size_t len, st_buf *out)
-{
-    static const char *const names[] = {"error", "message", "detail"};
-    st_picked found[3], message;
-    if (!st_json_pick(body, len, names, 3, found, NULL))
-        return plain_message(body, len, out);
-    if (found[0].type == ST_JSON_OBJECT &&
-        st_json_pick(found[0].at, found[0].len, names + 1, 1, &message, NULL) &&
-        !st_picked_text(&message, out))
-        return true;
-    for (size_t i = 0; i < 3; i++)
-        if (!st_picked_text(&found[i], out))
-            return true;
-    return false;
 }
 
 st_status st_upstream_mooncake_engine_id(const char *body, size_t len, int dp_rank, st_buf *out,

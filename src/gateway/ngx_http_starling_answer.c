@@ -75,13 +75,39 @@ ngx_http_starling_send_json(ngx_http_request_t *r, ngx_uint_t status,
 
 
 static ngx_int_t
-ngx_http_starling_send_error(ngx_http_request_t *r, const st_api_error *e,
+ngx_http_starling_error_headers(ngx_http_request_t *r, ngx_uint_t status,
     ngx_uint_t retry_after)
 {
-    st_buf      json = ST_BUF_INIT;
-    u_char     *p;
-    size_t      n;
-    ngx_str_t   value;
+    ngx_str_t  value;
+
+    if (retry_after) {
+        value.data = ngx_pnalloc(r->pool, NGX_INT_T_LEN);
+        if (value.data == NULL) {
+            return NGX_ERROR;
+        }
+
+        value.len = ngx_sprintf(value.data, "%ui", retry_after) - value.data;
+
+        if (ngx_http_starling_add_header(r, "Retry-After", &value) != NGX_OK) {
+            return NGX_ERROR;
+        }
+    }
+
+    if (status == NGX_HTTP_UNAUTHORIZED) {
+        ngx_str_set(&value, "Bearer");
+
+        return ngx_http_starling_add_header(r, "WWW-Authenticate", &value);
+    }
+
+    return NGX_OK;
+}
+
+
+static ngx_int_t
+ngx_http_starling_send_error(ngx_http_request_t *r, ngx_uint_t status,
+    ngx_uint_t retry_after, const st_buf *json)
+{
+    u_char  *p;
 
     /* an answer to what was not read to its end */
 
@@ -91,47 +117,37 @@ ngx_http_starling_send_error(ngx_http_request_t *r, const st_api_error *e,
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
-    if (st_api_error_json(e, &json) != ST_OK) {
+    p = ngx_pnalloc(r->pool, json->len);
+
+    if (p == NULL
+        || ngx_http_starling_error_headers(r, status, retry_after) != NGX_OK)
+    {
         return NGX_HTTP_INTERNAL_SERVER_ERROR;
     }
 
-    n = json.len;
-    p = ngx_pnalloc(r->pool, n);
+    ngx_memcpy(p, json->data, json->len);
 
-    if (p) {
-        ngx_memcpy(p, json.data, n);
+    return ngx_http_starling_send_json(r, status, p, json->len);
+}
+
+
+static ngx_int_t
+ngx_http_starling_send_api_error(ngx_http_request_t *r, const st_api_error *e,
+    ngx_uint_t retry_after)
+{
+    st_buf     json = ST_BUF_INIT;
+    ngx_int_t  rc;
+
+    rc = NGX_HTTP_INTERNAL_SERVER_ERROR;
+
+    if (st_api_error_json(e, &json) == ST_OK) {
+        rc = ngx_http_starling_send_error(r, e->http_status, retry_after,
+                                          &json);
     }
 
     st_buf_free(&json);
 
-    if (p == NULL) {
-        return NGX_HTTP_INTERNAL_SERVER_ERROR;
-    }
-
-    if (retry_after) {
-        value.data = ngx_pnalloc(r->pool, NGX_INT_T_LEN);
-        if (value.data == NULL) {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-
-        value.len = ngx_sprintf(value.data, "%ui", retry_after) - value.data;
-
-        if (ngx_http_starling_add_header(r, "Retry-After", &value) != NGX_OK) {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-    }
-
-    if (e->http_status == NGX_HTTP_UNAUTHORIZED) {
-        ngx_str_set(&value, "Bearer");
-
-        if (ngx_http_starling_add_header(r, "WWW-Authenticate", &value)
-            != NGX_OK)
-        {
-            return NGX_HTTP_INTERNAL_SERVER_ERROR;
-        }
-    }
-
-    return ngx_http_starling_send_json(r, e->http_status, p, n);
+    return rc;
 }
 
 
@@ -160,7 +176,7 @@ ngx_http_starling_error(ngx_http_request_t *r, ngx_uint_t status,
     ngx_http_starling_fill_error(&e, status, code, param, fmt, args);
     va_end(args);
 
-    return ngx_http_starling_send_error(r, &e, retry_after);
+    return ngx_http_starling_send_api_error(r, &e, retry_after);
 }
 
 
@@ -180,7 +196,7 @@ ngx_http_starling_refuse(ngx_http_starling_ctx_t *ctx, ngx_uint_t status,
     ngx_http_starling_fill_error(&e, status, code, param, fmt, args);
     va_end(args);
 
-    rc = ngx_http_starling_send_error(r, &e, retry_after);
+    rc = ngx_http_starling_send_api_error(r, &e, retry_after);
     ngx_http_starling_count(ctx);
     ngx_http_finalize_request(r, rc);
 }
@@ -192,7 +208,19 @@ ngx_http_starling_refuse_api(ngx_http_starling_ctx_t *ctx,
 {
     ngx_int_t  rc;
 
-    rc = ngx_http_starling_send_error(ctx->request, e, 0);
+    rc = ngx_http_starling_send_api_error(ctx->request, e, 0);
+    ngx_http_starling_count(ctx);
+    ngx_http_finalize_request(ctx->request, rc);
+}
+
+
+void
+ngx_http_starling_refuse_json(ngx_http_starling_ctx_t *ctx, ngx_uint_t status,
+    const st_buf *json)
+{
+    ngx_int_t  rc;
+
+    rc = ngx_http_starling_send_error(ctx->request, status, 0, json);
     ngx_http_starling_count(ctx);
     ngx_http_finalize_request(ctx->request, rc);
 }

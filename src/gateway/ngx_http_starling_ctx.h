@@ -141,6 +141,9 @@ void ngx_http_starling_refuse(ngx_http_starling_ctx_t *ctx, ngx_uint_t status,
 /* the same from an error of src/api */
 void ngx_http_starling_refuse_api(ngx_http_starling_ctx_t *ctx,
     const st_api_error *e);
+/* the same with an error's JSON, which is copied */
+void ngx_http_starling_refuse_json(ngx_http_starling_ctx_t *ctx,
+    ngx_uint_t status, const st_buf *json);
 /* a whole JSON body, copied or kept until the pool goes; what to finalize
    with */
 ngx_int_t ngx_http_starling_send_json(ngx_http_request_t *r, ngx_uint_t status,
@@ -186,6 +189,8 @@ void ngx_http_starling_give_up(ngx_http_starling_ctx_t *ctx);
 /* an answer with another status than 200 */
 void ngx_http_starling_bad_status(ngx_http_starling_ctx_t *ctx,
     ngx_http_starling_side_t *side);
+/* the decode engine's answer begins with an error */
+void ngx_http_starling_reported(ngx_http_starling_ctx_t *ctx);
 /* the client left or the request ends: legs ended (or orphaned) */
 void ngx_http_starling_end_legs(ngx_http_starling_ctx_t *ctx);
 

@@ -20,6 +20,9 @@ typedef struct {
 } ngx_http_starling_orphan_t;
 
 
+static void ngx_http_starling_mistake(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, ngx_uint_t status, const char *body,
+    size_t len);
 static ngx_int_t ngx_http_starling_orphan(ngx_http_starling_ctx_t *ctx,
     ngx_http_starling_side_t *side);
 static ngx_int_t ngx_http_starling_orphan_body(ngx_http_starling_leg_t *leg,
@@ -175,7 +178,6 @@ ngx_http_starling_bad_status(ngx_http_starling_ctx_t *ctx,
     ngx_http_starling_side_t *side)
 {
     int        status;
-    st_buf     text = ST_BUF_INIT;
     ngx_int_t  retry_after;
 
     status = side->leg.response.status;
@@ -201,7 +203,21 @@ ngx_http_starling_bad_status(ngx_http_starling_ctx_t *ctx,
         return;
     }
 
-    /* the client's own mistake, which any engine would find */
+    ngx_http_starling_mistake(ctx, side, status,
+                              side->answer.data ? side->answer.data : "",
+                              side->answer.len);
+}
+
+
+/* the client's own mistake, which any engine would find */
+
+static void
+ngx_http_starling_mistake(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, ngx_uint_t status, const char *body,
+    size_t len)
+{
+    st_buf     json = ST_BUF_INIT;
+    st_status  rc;
 
     (void) st_cluster_outcome(ctx->cluster->shared, side->engine->id,
                               ST_OUTCOME_OK, ngx_http_starling_now());
@@ -215,19 +231,46 @@ ngx_http_starling_bad_status(ngx_http_starling_ctx_t *ctx,
     ngx_http_starling_release(ctx, &ctx->prefill);
     ngx_http_starling_release(ctx, &ctx->decode);
 
-    if (!st_upstream_error_message(side->answer.data ? side->answer.data : "",
-                                   side->answer.len, &text)
-        || text.len == 0)
-    {
-        ngx_http_starling_refuse(ctx, status, NULL, NULL, 0,
-                                 "The engine refused the request with status "
-                                 "%d", status);
+    rc = st_upstream_error(body, len, (int) status, &json);
+
+    if (rc == ST_OK) {
+        ngx_http_starling_refuse_json(ctx, status, &json);
 
     } else {
-        ngx_http_starling_refuse(ctx, status, NULL, NULL, 0, "%s", text.data);
+        ngx_http_starling_refuse(ctx, status, NULL, NULL, 0,
+                                 "The engine refused the request with status "
+                                 "%ui", status);
     }
 
-    st_buf_free(&text);
+    st_buf_free(&json);
+}
+
+
+/* an answer that begins as well as can be, but with an error */
+
+void
+ngx_http_starling_reported(ngx_http_starling_ctx_t *ctx)
+{
+    int            status;
+    const st_buf  *error;
+
+    error = st_relay_reply_error(ctx->reply, &status);
+
+    if (status == 429 || status == 503) {
+        ngx_http_starling_failed(ctx, &ctx->decode, ST_OUTCOME_BUSY, status,
+                                 -1, "is busy");
+
+    } else if (status >= 400 && status < 500 && status != 401
+               && status != 403)
+    {
+        ngx_http_starling_mistake(ctx, &ctx->decode, status, error->data,
+                                  error->len);
+
+    } else {
+        ngx_http_starling_failed(ctx, &ctx->decode, ST_OUTCOME_BROKEN,
+                                 NGX_HTTP_BAD_GATEWAY, -1,
+                                 "reported an error");
+    }
 }
 
 

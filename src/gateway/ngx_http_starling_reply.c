@@ -324,9 +324,7 @@ ngx_http_starling_reply_flush(ngx_http_starling_leg_t *leg)
         if (seen->error && !seen->any) {
             /* an error before the first token: somebody else may do better */
             ngx_http_starling_end_legs(ctx);
-            ngx_http_starling_failed(ctx, &ctx->decode, ST_OUTCOME_BROKEN,
-                                     NGX_HTTP_BAD_GATEWAY, -1,
-                                     "reported an error");
+            ngx_http_starling_reported(ctx);
             ngx_http_run_posted_requests(c);
             return NGX_ERROR;
         }
@@ -586,9 +584,7 @@ ngx_http_starling_stream_end(ngx_http_starling_ctx_t *ctx)
     seen = st_relay_reply_seen(ctx->reply);
 
     if (!ctx->started && seen->error && !seen->any) {
-        ngx_http_starling_failed(ctx, &ctx->decode, ST_OUTCOME_BROKEN,
-                                 NGX_HTTP_BAD_GATEWAY, -1,
-                                 "reported an error");
+        ngx_http_starling_reported(ctx);
         return;
     }
 
@@ -635,6 +631,11 @@ ngx_http_starling_whole(ngx_http_starling_ctx_t *ctx)
                       "engine %V: %s", &ctx->decode.engine->address, err.text);
         ngx_http_starling_leg_lost(ctx, &ctx->decode,
                                    NGX_HTTP_STARLING_LEG_GARBAGE);
+        return;
+    }
+
+    if (st_relay_reply_seen(ctx->reply)->error) {
+        ngx_http_starling_reported(ctx);
         return;
     }
 

@@ -152,7 +152,12 @@ static void engine_answer(bool translate, const char *text, size_t len)
     }
     if (!st_upstream_kv_params(text, len, &kv, &err))
         REQUIRE(kv.len >= 2 && kv.data[0] == '{');
-    (void)st_upstream_error_message(text, len, &message);
+    if (!st_upstream_error(text, len, 400, &message)) {
+        st_splice *whole;
+        REQUIRE(st_splice_new(message.data, message.len, &whole, &err) == ST_OK);
+        st_splice_free(whole);
+    }
+    (void)st_upstream_error_status(text, len);
     st_buf_free(&out);
     st_buf_free(&kv);
     st_buf_free(&message);

@@ -173,7 +173,8 @@ def test_skip_prefill():
 
 
 def test_engine_errors():
-    """An engine's refusal reaches the client in OpenAI's shape, whichever of vLLM's it had."""
+    """An engine's refusal reaches the client as it is, in OpenAI's shape, whichever of vLLM's it
+    had; for streams and not."""
     for old in (0, 1):
         with whole(old_errors=old, max_model_len=100) as (gw, [v]):
             v.fault(status=400, times=1)
@@ -181,9 +182,34 @@ def test_engine_errors():
             s.check_error(400)
             assert "told to refuse" in s.error["message"], s.error
             assert v.state()["requests"] == 1, "a 400 was tried again"
-            for prompt in (list(range(1, 150)),):
-                s = gw.chat({"model": "lexicon", "prompt": prompt}, "/v1/completions")
-                s.check_error(400)
+            ask = {"model": "lexicon", "prompt": list(range(1, 150))}
+            want = {"message": "This model's maximum context length is 100 tokens.",
+                    "type": "BadRequestError", "param": "prompt", "code": 400}
+            s = gw.chat(ask, "/v1/completions")
+            s.check_error(400)
+            assert s.error == want, s.error
+            status, body = gw.json("POST", "/v1/completions", ask)
+            assert (status, body) == (400, {"error": want}), body
+
+
+def test_error_events():
+    """A stream or answer of status 200 that begins with an error: the client's mistake is told
+    with its status and tried nowhere else; others are tried again."""
+    want = {"message": "no such thing", "type": "BadRequestError", "param": "x", "code": 400}
+    ask = {"model": "lexicon", "messages": MESSAGES}
+    for stream in (True, False):
+        with whole() as (gw, [v]):
+            v.fault(error_first=want, times=4)
+            for _ in range(4):
+                status, body = gw.json("POST", "/v1/chat/completions", {**ask, "stream": stream})
+                assert (status, body) == (400, {"error": want}), body
+            assert v.state()["requests"] == 4, "a mistake was tried again"
+            assert gw.cluster()["engines"][0]["health"] == "up"
+            gw.chat(ask).check_whole()
+            v.fault(error_first={**want, "code": 500}, times=1)
+            status, _, data = gw.request("POST", "/v1/chat/completions", {**ask, "stream": stream})
+            assert status == 200 and b"choices" in data and b"error" not in data, (status, data)
+            assert v.state()["requests"] == 7, "it was not tried again"
 
 
 def test_key_for_engine():

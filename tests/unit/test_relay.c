@@ -382,12 +382,35 @@ static void engine_says(void **state)
         {"{\"kv_transfer_params\":null}", NULL, NULL, NULL},
         {"{\"x\":{\"kv_transfer_params\":{}}}", NULL, NULL, NULL},
         {"{\"kv_transfer_params\":{}", NULL, NULL, NULL},
-        {"{\"error\":{\"message\":\"a\\nb\",\"code\":5}}", NULL, "a\nb", NULL},
-        {"{\"object\":\"error\",\"message\":\"flat\"}", NULL, "flat", NULL},
-        {"{\"error\":\"bare\"}", NULL, "bare", NULL},
-        {"{\"detail\":\"fast\"}", NULL, "fast", NULL},
+        {"{\"error\":{\"message\":\"a\\nb\",\"code\":5}}", NULL,
+         "{\"error\":{\"message\":\"a\\nb\",\"type\":\"not_found_error\",\"param\":null,\"code\":5}"
+         "}",
+         NULL},
+        {"{\"object\":\"error\",\"message\":\"flat\"}", NULL,
+         "{\"error\":{\"message\":\"flat\",\"type\":\"not_found_error\",\"param\":null,\"code\":"
+         "null}}",
+         NULL},
+        {"{\"object\":\"error\",\"message\":\"f\",\"type\":\"T\",\"param\":\"p\",\"code\":400}",
+         NULL, "{\"error\":{\"message\":\"f\",\"type\":\"T\",\"param\":\"p\",\"code\":400}}", NULL},
+        {"{\"error\" : {\"message\":\"w\",\"type\":\"T\",\"param\":null,\"code\":\"c\",\"x\":[]}, "
+         "\"y\":1}",
+         NULL,
+         "{\"error\" : {\"message\":\"w\",\"type\":\"T\",\"param\":null,\"code\":\"c\",\"x\":[]}, "
+         "\"y\":1}",
+         NULL},
+        {"{\"error\":\"bare\"}", NULL,
+         "{\"error\":{\"message\":\"bare\",\"type\":\"not_found_error\",\"param\":null,\"code\":"
+         "null}}",
+         NULL},
+        {"{\"detail\":\"fast\"}", NULL,
+         "{\"error\":{\"message\":\"fast\",\"type\":\"not_found_error\",\"param\":null,\"code\":"
+         "null}}",
+         NULL},
         {"{\"detail\":[{}]}", NULL, NULL, NULL},
-        {" Bad Gateway\r\n", NULL, "Bad Gateway", NULL},
+        {" Bad Gateway\r\n", NULL,
+         "{\"error\":{\"message\":\"Bad "
+         "Gateway\",\"type\":\"not_found_error\",\"param\":null,\"code\":null}}",
+         NULL},
         {"<html>502</html>", NULL, NULL, NULL},
         {"\xFF\xFE", NULL, NULL, NULL},
         {"", NULL, NULL, NULL},
@@ -402,8 +425,8 @@ static void engine_says(void **state)
         size_t len = strlen(cases[i].body);
         assert_int_equal(st_upstream_kv_params(cases[i].body, len, &kv, &err),
                          cases[i].kv ? ST_OK : ST_EFORMAT);
-        assert_int_equal(st_upstream_error_message(cases[i].body, len, &message),
-                         cases[i].message != NULL);
+        assert_int_equal(st_upstream_error(cases[i].body, len, 404, &message),
+                         cases[i].message ? ST_OK : ST_ENOTFOUND);
         assert_int_equal(st_upstream_mooncake_engine_id(cases[i].body, len, 1, &id, &err),
                          cases[i].engine_id ? ST_OK : ST_EFORMAT);
         if (cases[i].kv)
@@ -493,7 +516,7 @@ static const struct {
     {"{" MSG ",\"stream\":true}",
      true,
      {"data: {\"error\":{\"message\":\"m\",\"type\":\"t\",\"code\":500}}\n\n", DONE},
-     "data: {\"error\":{\"message\":\"m\",\"type\":\"t\",\"code\":500}}\n\n" DONE,
+     "data: {\"error\":{\"message\":\"m\",\"type\":\"t\",\"param\":null,\"code\":500}}\n\n" DONE,
      {false, true, true, 0, -1, -1, -1}},
     {"{" MSG ",\"stream\":true}",
      false,
@@ -558,9 +581,10 @@ static void whole_replies(void **state)
         {false, "{\"choices\":[{}],\"kv_transfer_params\":null}", NULL},
         {false, "{\"choices\":[{}], \"kv_transfer_params\":{\"remote_host\":\"h\"}}",
          "{\"choices\":[{}]}"},
-        {false, "{\"error\":{\"message\":\"m\",\"type\":\"t\"}}", NULL},
+        {false, "{\"error\":{\"message\":\"m\",\"type\":\"t\",\"param\":null,\"code\":7}}", NULL},
         {false, "{\"object\":\"error\",\"message\":\"m\",\"code\":404}",
-         "{\"error\":{\"message\":\"m\",\"type\":\"server_error\",\"param\":null,\"code\":404}}"},
+         "{\"error\":{\"message\":\"m\",\"type\":\"not_found_error\",\"param\":null,\"code\":404}"
+         "}"},
         {true,
          "{\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"choices\":[{\"index\":0,"
          "\"text\":\"a\\u00e9\",\"logprobs\":null,\"finish_reason\":\"stop\",\"stop_reason\":7,"

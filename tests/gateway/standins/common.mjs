@@ -471,6 +471,16 @@ export class StandIn {
       this.json(res, 200, String(v));
       return true;
     }
+    if ((v = this.fault("error_first", leg))) { // a 200 that is an error, in a stream and not
+      entry.outcome = "fault";
+      const text = JSON.stringify({ error: v });
+      if (!JSON.parse(entry.body).stream) this.json(res, 200, text);
+      else {
+        res.writeHead(200, { "content-type": "text/event-stream" });
+        res.end(`data: ${text}\n\ndata: [DONE]\n\n`);
+      }
+      return true;
+    }
     if ((v = this.fault("status", leg))) {
       entry.outcome = `status ${v}`;
       this.counters.failed++;
