@@ -433,7 +433,7 @@ ngx_http_starling_follow_engine(ngx_http_starling_cluster_t *cl,
     char        events[256], replay[256], now[512], host[ST_ADDRESS_MAX];
     ngx_uint_t  restarted;
 
-    if (cl->feed == NULL || engine->events.len == 0) {
+    if (engine->events.len == 0) {
         return;
     }
 
@@ -441,6 +441,15 @@ ngx_http_starling_follow_engine(ngx_http_starling_cluster_t *cl,
         || ngx_strncmp(engine->events.data, "auto", 4) != 0)
     {
         ngx_http_starling_follow_configured(cl, engine, slot, followed, size);
+        return;
+    }
+
+    /* what publishes nothing is matched by history, until it does */
+
+    atomic_store(&slot->publishes_events,
+                 cl->feed != NULL && says->events_port != 0);
+
+    if (cl->feed == NULL) {
         return;
     }
 

@@ -129,6 +129,34 @@ def test_turns_match():
             time.sleep(0.5 * h.PATIENCE)
 
 
+def test_events_come_and_go():
+    """An engine that publishes no events is matched by history; started anew with events, by those,
+    and the other way round: as /starling/engine says."""
+    quiet = [a for a in SMALL if a != "--enable-kv-events"]
+    with Engine(*quiet) as e, Gateway([("all", "both", "starling", [e.address])]) as gw:
+        gw.ready()
+
+        def matched(text):
+            before = gw.metric("starling_matched_tokens_total")
+            streamed(gw, {"model": "lexicon", "max_tokens": 4,
+                          "messages": [{"role": "user", "content": text * 20}]})
+            return gw.metric("starling_matched_tokens_total") - before
+
+        def publishes():
+            return "starling_event_batches_total{" in gw.request(
+                "GET", "/starling/metrics")[2].decode()
+        wait_for(lambda: not publishes(), 10, "its health check says: no events")
+        for args, text in ((quiet, "A quiet river. "), (SMALL, "A loud river. "),
+                           (quiet, "A silent river. ")):
+            if e.args != tuple(args) or not e.alive():
+                e.args = tuple(args)
+                e.restart()
+                wait_for(lambda: publishes() == (args is SMALL), 20, "the engine is asked")
+                gw.ready()
+            assert matched(text) <= 32
+            wait_for(lambda: matched(text) >= 64, 10, f"{text} is matched")
+
+
 def test_kill():
     """kill -9 of each engine under load: whole answers with the right text, or errors."""
     want = alone()
