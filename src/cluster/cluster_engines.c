@@ -220,7 +220,9 @@ int32_t st_cluster_view(const st_cluster *c, uint32_t model, const uint32_t *dep
     int32_t n = 0;
     for (uint32_t i = 0; i < end; i++) {
         const st_engine_slot *e = &c->engines[i];
-        if (atomic_load(&e->state) != ST_ENGINE_USED ||
+        /* One that is leaving has no models but for workers of the configuration that had it: those
+         * whom they still serve may have no other. */
+        if (atomic_load(&e->state) == ST_ENGINE_FREE ||
             !(atomic_load(&e->models_by_generation[c->generation & 3]) >> (model & 63) & 1)) {
             continue;
         }

@@ -60,7 +60,7 @@ static void see_engines(const st_cluster *c, struct st_pump *p)
     p->n_engines = 0;
     for (uint32_t i = 0; i < end; i++) {
         p->index_of[i] = -1;
-        if (atomic_load(&c->engines[i].state) == ST_ENGINE_USED) {
+        if (atomic_load(&c->engines[i].state) != ST_ENGINE_FREE) {
             p->index_of[i] = (int16_t)p->n_engines;
             st_cluster_engine_view(c, (int32_t)i, &p->engines[p->n_engines++]);
         }

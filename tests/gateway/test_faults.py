@@ -209,6 +209,27 @@ def test_reload_changes_engines():
             gw.check_idle(a, b)
 
 
+def test_reload_replaces_engines():
+    """Who waits for an engine that a reload takes away is served by it all the same."""
+    with StandIn("vllm", token_ms=20) as a, StandIn("vllm") as b, Gateway(
+            [("all", "both", "vllm", [f"{a.address} max_requests=1"])], "queue timeout=60s;") as gw:
+        gw.ready()
+        streams = [gw.stream(CHAT) for _ in range(5)]
+        wait_for(lambda: gw.cluster()["waiting"] == 4, 10, "four wait")
+        gw.pools = [("all", "both", "vllm", [b.address])]
+        gw.write_conf()
+        started = time.monotonic()
+        gw.reload()
+        for s in streams:
+            s.finish().check_whole(WANT)
+        assert time.monotonic() - started < 15 * h.PATIENCE
+        assert a.state()["requests"] == 5 and b.state()["requests"] == 0
+        gw.ready()
+        gw.chat(CHAT).check_whole(WANT)
+        assert b.state()["requests"] == 1
+        gw.check_idle(a, b)
+
+
 def test_stop_finishes():
     """SIGQUIT: streams in flight end whole."""
     with StandIn("vllm", token_ms=20) as v:
