@@ -52,14 +52,21 @@ typedef struct st_relay_request {
     bool text_only; /* only an engine that parses text can answer: tools, response_format, guided
                        decoding, content parts that are not text, ... */
     const char *text_only_why; /* the field */
-    bool reasons;              /* set by the caller: st_relay_reasons of the model's tokenizer */
-    st_buf cache_salt;         /* empty: none */
+    const char *whole_only; /* the field for which one engine must do prefill and decode, whatever
+                               it speaks: several choices, beam search, ...; NULL: none */
+    bool internal_nulls;    /* fields of st_relay_internal are there, as null */
+    bool reasons;           /* set by the caller: st_relay_reasons of the model's tokenizer */
+    st_buf cache_salt;      /* empty: none */
     int64_t priority;
 } st_relay_request;
 
+/* Fields that only gateways may set. */
+enum { ST_RELAY_INTERNAL = 10 };
+extern const char *const st_relay_internal[ST_RELAY_INTERNAL];
+
 /* Scans body strictly. Fails with what the client gets: 400 for malformed JSON (with the position),
- * duplicate keys, wrong types of the fields above, fields that only gateways may set
- * (kv_transfer_params, bootstrap_host/port/room, prompt_token_ids, ...). */
+ * duplicate keys, wrong types of the fields above, fields that only gateways may set. Those may be
+ * null, as clients that spell out every field of an engine have them: engines do not see them. */
 ST_NODISCARD st_status st_relay_parse(st_api_kind kind, const char *body, size_t len,
                                       st_relay_request **out, st_api_error *err);
 void st_relay_request_free(st_relay_request *r); /* NULL is fine */
@@ -110,7 +117,7 @@ typedef struct st_upstream_plan {
     int remote_port;
     const char *bootstrap_addr;   /* MOONCAKE, decode: "http://P:8998" */
     const char *remote_engine_id; /* PUSH and MOONCAKE, decode */
-    /* BOOTSTRAP, both legs */
+    /* BOOTSTRAP, both legs; of several prompts each has a room of its own, from this one on */
     const char *bootstrap_host; /* an IPv6 address gets its brackets here */
     int bootstrap_port;
     uint64_t bootstrap_room; /* below 2^63 */

@@ -93,17 +93,22 @@ static st_status read_string(const reader *p, const char *key, st_buf *out)
     return strlen(out->data) == out->len ? ST_OK : bad_value(p, key, m, "a string without U+0000");
 }
 
-/* Set by gateways only: a client could point engines at memory and machines of its choice. */
+/* A client could point engines at memory and machines of its choice. */
+const char *const st_relay_internal[ST_RELAY_INTERNAL] = {
+    "kv_transfer_params", "ec_transfer_params",    "bootstrap_host",   "bootstrap_port",
+    "bootstrap_room",     "bootstrap_pair_key",    "prompt_token_ids", "input_ids",
+    "routed_dp_rank",     "disagg_prefill_dp_rank"};
+
 static st_status refuse_internal(const reader *p)
 {
-    static const char *const keys[] = {
-        "kv_transfer_params", "ec_transfer_params",    "bootstrap_host",   "bootstrap_port",
-        "bootstrap_room",     "bootstrap_pair_key",    "prompt_token_ids", "input_ids",
-        "routed_dp_rank",     "disagg_prefill_dp_rank"};
-    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
-        if (given(p->r, keys[i]))
-            return st_api_fail(p->err, 400, keys[i], NULL,
-                               "%s is given: only the gateway may set it", keys[i]);
+    for (size_t i = 0; i < ST_RELAY_INTERNAL; i++) {
+        const char *key = st_relay_internal[i];
+        const st_member *m = st_splice_find(p->r->splice, key);
+        if (m && m->type != ST_JSON_NULL)
+            return st_api_fail(p->err, 400, key, NULL, "%s is given: only the gateway may set it",
+                               key);
+        p->r->internal_nulls |= m != NULL;
+    }
     return ST_OK;
 }
 
@@ -140,8 +145,22 @@ static st_status read_lengths(const reader *p)
         s = read_int(p, "best_of", 1, MAX_N, &best_of);
     if (!s)
         s = read_int(p, "priority", INT32_MIN, INT32_MAX, &r->priority);
+    if (r->n > 1 || best_of > 1)
+        r->whole_only = r->n > 1 ? "n" : "best_of";
     r->n = best_of > r->n ? best_of : r->n;
     return s;
+}
+
+/* What the computation of one token does not begin, or the computation of a prompt elsewhere does
+ * not give. */
+static void find_whole_only(st_relay_request *r)
+{
+    static const char *const keys[] = {"use_beam_search", "prompt_logprobs"};
+    for (size_t i = 0; !r->whole_only && i < sizeof keys / sizeof *keys; i++) {
+        const st_member *m = given(r, keys[i]);
+        if (m && m->type != ST_JSON_FALSE)
+            r->whole_only = keys[i];
+    }
 }
 
 static st_status read_logprobs(const reader *p)
@@ -307,6 +326,7 @@ static st_status read_fields(const reader *p)
     if (s)
         return s;
     find_text_only(p->r);
+    find_whole_only(p->r);
     return p->r->kind == ST_API_CHAT ? read_messages(p) : read_prompt(p);
 }
 

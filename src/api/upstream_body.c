@@ -104,6 +104,17 @@ static st_status remove_nulls(st_splice *s)
     return ST_OK;
 }
 
+/* Those that the gateway did not set. */
+static st_status remove_internal(st_splice *s)
+{
+    for (size_t i = 0; i < ST_RELAY_INTERNAL; i++) {
+        st_status st = st_splice_remove(s, st_relay_internal[i]);
+        if (st && st != ST_EINVAL)
+            return st;
+    }
+    return ST_OK;
+}
+
 static st_status put_ids(st_relay_request *r, const st_upstream_plan *plan)
 {
     st_splice *s = r->splice;
@@ -197,24 +208,50 @@ static st_status set_kv_params(st_splice *s, const st_upstream_plan *plan)
     return st;
 }
 
-static st_status set_bootstrap(st_splice *s, const st_upstream_plan *plan)
+/* A value, or for a batch of prompts a list of n: the same each time, or, of rooms, the following
+ * ones. */
+static st_status set_each(st_splice *s, const char *key, int64_t n, const char *text,
+                          uint64_t first, uint64_t step)
+{
+    st_buf json = ST_BUF_INIT;
+    st_status st = n > 1 ? st_buf_putc(&json, '[') : ST_OK;
+    for (int64_t i = 0; !st && i < n; i++) {
+        st = i ? st_buf_putc(&json, ',') : ST_OK;
+        if (!st && text)
+            st = st_buf_json_string(&json, text, strlen(text));
+        else if (!st)
+            st = st_buf_printf(&json, "%" PRIu64,
+                               (first + (uint64_t)i * step) & (uint64_t)INT64_MAX);
+    }
+    if (!st && n > 1)
+        st = st_buf_putc(&json, ']');
+    if (!st)
+        st = st_splice_set(s, key, json.data, json.len);
+    st_buf_free(&json);
+    return st;
+}
+
+static st_status set_bootstrap(const st_relay_request *r, const st_upstream_plan *plan)
 {
     char host[300];
     bool bare_ipv6 = strchr(plan->bootstrap_host, ':') && plan->bootstrap_host[0] != '[';
     if (plan->bootstrap_room >> 63 || snprintf(host, sizeof host, bare_ipv6 ? "[%s]" : "%s",
                                                plan->bootstrap_host) >= (int)sizeof host)
         return ST_EINVAL;
-    st_status st = set_string(s, "bootstrap_host", host);
+    uint64_t port = (uint64_t)plan->bootstrap_port;
+    st_status st = set_each(r->splice, "bootstrap_host", r->n_prompts, host, 0, 0);
     if (!st)
-        st = set_number(s, "bootstrap_port", plan->bootstrap_port);
-    return st ? st : set_number(s, "bootstrap_room", (int64_t)plan->bootstrap_room);
+        st = set_each(r->splice, "bootstrap_port", r->n_prompts, NULL, port, 0);
+    return st ? st
+              : set_each(r->splice, "bootstrap_room", r->n_prompts, NULL, plan->bootstrap_room, 1);
 }
 
-static st_status set_handoff(st_splice *s, const st_upstream_plan *plan)
+static st_status set_handoff(st_relay_request *r, const st_upstream_plan *plan)
 {
     if (plan->role == ST_LEG_WHOLE || plan->handoff == ST_HANDOFF_NONE)
         return ST_OK;
-    return plan->handoff == ST_HANDOFF_BOOTSTRAP ? set_bootstrap(s, plan) : set_kv_params(s, plan);
+    return plan->handoff == ST_HANDOFF_BOOTSTRAP ? set_bootstrap(r, plan)
+                                                 : set_kv_params(r->splice, plan);
 }
 
 static st_status edit(st_relay_request *r, const st_upstream_plan *plan)
@@ -228,7 +265,9 @@ static st_status edit(st_relay_request *r, const st_upstream_plan *plan)
     else if (!st && translate)
         st = set_completion_length(r, plan);
     if (!st)
-        st = set_handoff(r->splice, plan);
+        st = set_handoff(r, plan);
+    if (!st && r->internal_nulls)
+        st = remove_internal(r->splice);
     return st || !translate ? st : remove_nulls(r->splice);
 }
 

@@ -59,6 +59,8 @@ typedef struct {
     st_chat_template             *tmpl;       /* NULL: so do chats */
     ngx_uint_t                    reasons;    /* its engines split answers into
                                                  reasoning and content */
+    ngx_uint_t                    pairs_only; /* its engines work two at a
+                                                 time: SGLang's pools */
     const char                  **names;      /* NUL-terminated: name, then
                                                  its aliases */
     ngx_uint_t                    nnames;

@@ -746,6 +746,9 @@ ngx_http_starling_check_model(ngx_conf_t *cf, ngx_http_starling_cluster_t *cl,
         return NGX_ERROR;
     }
 
+    model->pairs_only = first->kind == ST_KIND_SGLANG
+                        && (roles & 1 << ST_ROLE_BOTH) == 0;
+
     return NGX_OK;
 }
 

@@ -151,6 +151,15 @@ ngx_http_starling_tokens_done(ngx_http_starling_ctx_t *ctx)
 {
     st_cluster_metrics  *m;
 
+    if (ctx->error.http_status == 0 && ctx->model->pairs_only
+        && ctx->relay->whole_only)
+    {
+        (void) st_api_fail(&ctx->error, 400, ctx->relay->whole_only, NULL,
+                           "%s is given: the engines of this model compute "
+                           "prompts apart from answers and cannot do that",
+                           ctx->relay->whole_only);
+    }
+
     if (ctx->error.http_status) {
         ngx_http_starling_refuse_api(ctx, &ctx->error);
         return;
@@ -174,8 +183,9 @@ ngx_http_starling_tokens_done(ngx_http_starling_ctx_t *ctx)
     ctx->route.prompt_tokens = ctx->ids.len ? (int64_t) ctx->ids.len
                                             : (int64_t) ctx->body.len / 4 + 1;
     ctx->route.max_tokens = ctx->relay->max_tokens;
-    ctx->route.disaggregate = ctx->relay->n == 1
-                              && ctx->relay->n_prompts <= 1;
+    ctx->route.disaggregate = ctx->relay->whole_only == NULL
+                              && (ctx->relay->n_prompts <= 1
+                                  || ctx->model->pairs_only);
     ctx->route.sticky = -1;
 
     atomic_store_explicit(&ctx->slot->prompt_tokens,

@@ -102,6 +102,9 @@ def test_gateway_fields():
                                ("/v1/completions", {"model": "lexicon", "prompt": "a"})):
                 assert name in refused(gw, {**body, name: value}, path=path)
         assert v.state()["requests"] == 0
+        # Spelt out as null it says nothing, and no engine sees it.
+        gw.chat({**CHAT, "kv_transfer_params": None, "bootstrap_room": None}).check_whole()
+        assert "null" not in v.requests()[-1]["body"], v.requests()[-1]["body"]
 
 
 def test_values():

@@ -3,6 +3,7 @@ meet in a bootstrap room."""
 import contextlib
 import json
 import socket
+import time
 
 import gateway_harness as h
 from gateway_harness import Gateway, StandIn, answer_text, chat_ids, wait_for
@@ -49,6 +50,46 @@ def test_bootstrap():
         rooms = [r["room"] for r in ps]
         assert len(set(rooms)) == len(rooms) and len({len(r) for r in rooms}) > 0
         assert max(map(int, rooms)) > 2**53, "rooms use little of their range"
+
+
+def test_several_prompts():
+    """A batch goes to both engines, each of its prompts into a room of its own."""
+    prompts = ["What is a river?", "What is a stone?", "What is a cloud? " * 8]
+    for batch in (prompts, [h.tokenize(p) for p in prompts]):
+        with pair() as (gw, [p], [d]):
+            ask = {"model": "lexicon", "prompt": batch, "max_tokens": 5}
+            want = [answer_text(h.text_ids(b) if isinstance(b, str) else b, 5) for b in batch]
+            status, body = gw.json("POST", "/v1/completions", ask)
+            assert status == 200 and [c["text"] for c in body["choices"]] == want, body
+            s = gw.chat(ask, "/v1/completions")
+            s.check_whole(want[0])
+            for i, text in enumerate(want):
+                got = "".join(c["text"] for e in s.events for c in e["choices"] if c["index"] == i)
+                assert got == text, got
+            rooms = [r["rooms"] for r in p.requests()]
+            assert [len(r) for r in rooms] == [3, 3] and len(set(sum(rooms, []))) == 6, rooms
+            assert rooms == [r["rooms"] for r in d.requests()]
+
+
+def test_several_choices():
+    """SGLang's pairs hang on n > 1: refused at once, by name, where no engine works alone."""
+    refused = [{"n": 2}, {"use_beam_search": True}]
+    with pair() as (gw, [p], [d]):
+        for more in refused:
+            for stream in (False, True):
+                start = time.monotonic()
+                status, body = gw.json("POST", "/v1/chat/completions",
+                                       {**ASK, "stream": stream, **more})
+                assert status == 400 and body["error"]["param"] == list(more)[0], body
+                assert time.monotonic() - start < 2 * h.PATIENCE, "it waited"
+        status, body = gw.json("POST", "/v1/completions",
+                               {"model": "lexicon", "prompt": "x", "best_of": 3})
+        assert status == 400 and body["error"]["param"] == "best_of", body
+        assert p.state()["requests"] == d.state()["requests"] == 0
+        gw.chat({**ASK, "n": 1}).check_whole()
+    with StandIn("sglang") as g, Gateway([("all", "both", "sglang", [g.address])]) as gw:
+        gw.ready()
+        assert len(gw.json("POST", "/v1/chat/completions", {**ASK, "n": 2})[1]["choices"]) == 2
 
 
 def test_ipv6():

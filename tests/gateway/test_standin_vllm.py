@@ -212,6 +212,17 @@ def test_error_events():
             assert v.state()["requests"] == 7, "it was not tried again"
 
 
+def test_not_split():
+    """What cannot be computed in two places goes to the decode engine alone."""
+    with pair("nixl") as (gw, [p], [d]):
+        for more in ({"n": 2}, {"use_beam_search": True}, {"prompt_logprobs": 1}):
+            gw.chat({"model": "lexicon", "messages": LONG, **more}).check_whole()
+            assert p.state()["requests"] == 0, more
+            assert d.requests()[-1]["leg"] == "whole"
+        gw.chat({"model": "lexicon", "messages": LONG, "use_beam_search": False}).check_whole()
+        assert p.state()["requests"] == 1
+
+
 def test_key_for_engine():
     with StandIn("vllm", api_key="engine-key") as v:
         with Gateway([("all", "both", "vllm", [f"{v.address} api_key=engine-key"])]) as gw:

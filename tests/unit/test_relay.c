@@ -93,6 +93,26 @@ static void fields(void **state)
     assert_true(r->n == 1 && !r->wants_logprobs && r->cache_salt.len == 0 && !r->ids_given);
     st_relay_request_free(r);
     static const struct {
+        const char *more, *whole_only; /* NULL: prefill and decode may be apart */
+    } splits[] = {
+        {"", NULL},
+        {",\"n\":1,\"use_beam_search\":false,\"prompt_logprobs\":null", NULL},
+        {",\"n\":2", "n"},
+        {",\"best_of\":2", "best_of"},
+        {",\"use_beam_search\":true", "use_beam_search"},
+        {",\"prompt_logprobs\":0", "prompt_logprobs"},
+    };
+    for (size_t i = 0; i < sizeof splits / sizeof *splits; i++) {
+        char body[128];
+        snprintf(body, sizeof body, "{\"prompt\":\"x\"%s}", splits[i].more);
+        r = parse(COMP, body);
+        if (splits[i].whole_only)
+            assert_string_equal(r->whole_only, splits[i].whole_only);
+        else
+            assert_null(r->whole_only);
+        st_relay_request_free(r);
+    }
+    static const struct {
         const char *body;
         int64_t n_prompts, n;
         bool ids;
@@ -343,6 +363,24 @@ static const struct {
      COMPS,
      "{\"bootstrap_room\":0,\"prompt\":[1,2],\"max_tokens\":5,\"bootstrap_host\":\"10.0.0.1\","
      "\"bootstrap_port\":1}"},
+    /* several prompts: lists, a room for each */
+    {COMP,
+     "{\"prompt\":[\"a\",\"b\"]}",
+     {.kind = SGLANG,
+      .role = ST_LEG_DECODE,
+      .handoff = ST_HANDOFF_BOOTSTRAP,
+      .bootstrap_host = "h",
+      .bootstrap_port = 1,
+      .bootstrap_room = INT64_MAX},
+     COMPS,
+     "{\"prompt\":[\"a\",\"b\"],\"bootstrap_host\":[\"h\",\"h\"],\"bootstrap_port\":[1,1],"
+     "\"bootstrap_room\":[9223372036854775807,0]}"},
+    /* null where only the gateway may say something */
+    {CHAT,
+     "{\"kv_transfer_params\":null," MSG ",\"input_ids\":null}",
+     {.kind = VLLM},
+     CHATS,
+     "{" MSG "}"},
 };
 
 static void upstream_bodies(void **state)

@@ -9,7 +9,7 @@ const COMMON_FIELDS = `model stream stream_options max_tokens min_tokens tempera
   min_p seed stop stop_token_ids n logprobs ignore_eos frequency_penalty presence_penalty
   repetition_penalty logit_bias user echo suffix best_of priority cache_salt return_token_ids
   skip_special_tokens spaces_between_special_tokens add_special_tokens request_id metadata
-  data_parallel_rank`;
+  data_parallel_rank use_beam_search prompt_logprobs`;
 const CHAT_FIELDS = `messages max_completion_tokens top_logprobs tools tool_choice response_format
   parallel_tool_calls reasoning_effort chat_template chat_template_kwargs add_generation_prompt
   continue_final_message store guided_json structured_outputs`;

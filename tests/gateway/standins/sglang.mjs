@@ -27,24 +27,36 @@ s.error = (res, status, message, headers, param) =>
 
 /* ---- the bootstrap room ---- */
 
-// The room's digits as they stand in a body: JSON.parse would round them.
-function rawRoom(raw) {
-  return /(?<!\\)"bootstrap_room"\s*:\s*([^\s,}]+)/.exec(raw)?.[1];
+// The rooms' digits as they stand in a body: JSON.parse would round them.
+function rawRooms(raw) {
+  const text = /(?<!\\)"bootstrap_room"\s*:\s*(\[[^\]]*\]|[^\s,}]+)/.exec(raw)?.[1] ?? "";
+  return text.startsWith("[") ? text.slice(1, -1).split(",").map((t) => t.trim()) : [text];
 }
 
+// A prompt's request has one of each, a batch a list of one for each prompt.
 function bootstrapFaults(body, raw) {
   const out = [];
-  if (typeof body.bootstrap_host !== "string" || !body.bootstrap_host)
-    out.push(`bootstrap_host is ${JSON.stringify(body.bootstrap_host)}, expected a host`);
-  else if (body.bootstrap_host.includes(":") && !/^\[.*\]$/.test(body.bootstrap_host))
-    out.push(`bootstrap_host ${body.bootstrap_host} has no brackets`);
-  if (!Number.isInteger(body.bootstrap_port) || body.bootstrap_port < 1 || body.bootstrap_port > 65535)
-    out.push(`bootstrap_port is ${JSON.stringify(body.bootstrap_port)}`);
-  const room = rawRoom(raw);
-  if (!/^(0|[1-9]\d*)$/.test(room ?? "") || BigInt(room) >= 1n << 63n)
-    out.push(`bootstrap_room is ${room}, expected an integer below 2^63`);
-  if (o.disaggregation_mode === "prefill" && Number(body.bootstrap_port) !== s.ports.bootstrap)
-    out.push(`bootstrap_port is ${body.bootstrap_port}, this prefill engine's is ${s.ports.bootstrap}`);
+  const batch = Array.isArray(body.prompt) && typeof body.prompt[0] !== "number";
+  const n = batch ? body.prompt.length : 1;
+  for (const f of ["bootstrap_host", "bootstrap_port", "bootstrap_room"])
+    if (Array.isArray(body[f]) ? !batch || body[f].length !== n : n > 1)
+      out.push(`${f} is ${JSON.stringify(body[f])} for ${n} prompts`);
+  for (const host of [body.bootstrap_host].flat()) {
+    if (typeof host !== "string" || !host)
+      out.push(`bootstrap_host is ${JSON.stringify(host)}, expected a host`);
+    else if (host.includes(":") && !/^\[.*\]$/.test(host))
+      out.push(`bootstrap_host ${host} has no brackets`);
+  }
+  for (const port of [body.bootstrap_port].flat()) {
+    if (!Number.isInteger(port) || port < 1 || port > 65535) out.push(`bootstrap_port is ${JSON.stringify(port)}`);
+    if (o.disaggregation_mode === "prefill" && Number(port) !== s.ports.bootstrap)
+      out.push(`bootstrap_port is ${port}, this prefill engine's is ${s.ports.bootstrap}`);
+  }
+  const rooms = rawRooms(raw);
+  if (new Set(rooms).size < n) out.push(`${n} prompts share rooms: ${rooms}`);
+  for (const room of rooms)
+    if (!/^(0|[1-9]\d*)$/.test(room) || BigInt(room) >= 1n << 63n)
+      out.push(`bootstrap_room is ${room}, expected an integer below 2^63`);
   return out;
 }
 
@@ -79,15 +91,23 @@ async function bootstrap(req, res) {
   s.json(res, 200, { answer: await enter(room, "decode", digest, gone) });
 }
 
+// Every prompt's room; the first answer that is not "met", if any.
 async function meet(body, raw, state) {
-  const room = rawRoom(raw);
   const digest = createHash("sha256").update(raw).digest("hex");
-  state.entry.room = room;
-  if (o.disaggregation_mode === "prefill") return enter(room, "prefill", digest, state.gone);
+  const rooms = rawRooms(raw);
+  state.entry.room = rooms[0];
+  state.entry.rooms = rooms;
+  const answers = await Promise.all(rooms.map((room) => (o.disaggregation_mode === "prefill"
+    ? enter(room, "prefill", digest, state.gone) : visit(body, room, digest, state))));
+  return answers.find((a) => a !== "met") ?? "met";
+}
+
+async function visit(body, room, digest, state) {
   const stop = new AbortController();
   state.gone.then(() => stop.abort());
+  const [host] = [body.bootstrap_host].flat(), [port] = [body.bootstrap_port].flat();
   try {
-    const r = await fetch(`http://${body.bootstrap_host}:${body.bootstrap_port}/room`,
+    const r = await fetch(`http://${host}:${port}/room`,
       { method: "POST", body: JSON.stringify({ room, digest }), signal: stop.signal });
     return (await r.json()).answer;
   } catch (e) {
@@ -139,9 +159,9 @@ async function complete(kind, req, res, bytes) {
   if (bad) return refuse(400, `field ${bad} has a wrong value: ${JSON.stringify(body[bad])}`, bad);
   const { prompts, ids, error, param } = promptsOf(chat, body, o.vocab);
   if (error) return refuse(400, error, param);
-  if (mode !== "null" && (prompts.length > 1 || (body.n ?? 1) > 1)) {
-    s.violation("a split request with several prompts or choices");
-    return refuse(400, "several prompts or choices");
+  if (mode !== "null" && (body.n ?? 1) > 1) { // SGLang takes it, and hangs
+    s.violation("a split request with several choices");
+    return refuse(400, "several choices");
   }
   if (prompts.some((p) => p.length >= o.max_model_len))
     return refuse(400, `The input is longer than the model's context length (${o.max_model_len}).`);
