@@ -369,6 +369,7 @@ static void a_gap_that_nobody_fills_clears(void **state)
     /* Now with a replay that no longer has it all. */
     follow(0, &f, true);
     WAIT_FOR(&f, f.asked > 0);
+    usleep(300000); /* the new subscription has to be there: nothing follows what is sent now */
     assert_int_equal(depth(0, 3), 3); /* a replay address that is learned changes nothing */
     one(&f, 4, 0, 1, true);
     one(&f, 5, 0, 1, true);
@@ -551,13 +552,23 @@ static void bad_sources_are_named(void **state)
 
 /* ---- with our own publisher, in a forked process as nginx's workers are ---- */
 
-static void run_child(st_event_source *s, int stop_fd)
+typedef struct addresses {
+    char endpoint[64], replay[64];
+} addresses;
+
+/* Forked before there are threads, as nginx's workers are, and told where the engine is. */
+static void run_child(st_event_source_state *state, int stop_fd)
 {
     st_error err;
     st_event_feed *child;
-    if (st_event_feed_start(index_, &child, &err) || st_event_feed_set(child, s, &err))
-        _exit(1);
+    addresses at;
     char c;
+    if (read(stop_fd, &at, sizeof at) != sizeof at)
+        _exit(4);
+    st_event_source s = {
+        .holder = 5, .endpoint = at.endpoint, .replay = at.replay, .model = "m", .state = state};
+    if (st_event_feed_start(index_, &child, &err) || st_event_feed_set(child, &s, &err))
+        _exit(1);
     if (read(stop_fd, &c, 1) != 1)
         _exit(2);
     uint64_t t0 = st_now_ns();
@@ -576,22 +587,21 @@ static void a_forked_process_follows_our_engine(void **state)
     st_event_source_state *shared =
         mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     shared->last_seq = -1;
-    st_event_publisher_options o = {
-        .host = "127.0.0.1", .block_size = BS, .n_blocks = 64, .buffer_batches = 4};
-    st_event_publisher *p;
-    assert_int_equal(st_event_publisher_new(&o, &p, NULL), ST_OK);
-    char endpoint[64], replay[64];
-    snprintf(endpoint, sizeof endpoint, "tcp://127.0.0.1:%u", st_event_publisher_port(p));
-    snprintf(replay, sizeof replay, "tcp://127.0.0.1:%u", st_event_publisher_replay_port(p));
-    st_event_source s = {
-        .holder = 5, .endpoint = endpoint, .replay = replay, .model = "m", .state = shared};
     int stop[2];
     assert_int_equal(pipe(stop), 0);
     pid_t pid = fork();
     if (pid == 0) {
         close(stop[1]); /* a parent that dies ends the child */
-        run_child(&s, stop[0]);
+        run_child(shared, stop[0]);
     }
+    st_event_publisher_options o = {
+        .host = "127.0.0.1", .block_size = BS, .n_blocks = 64, .buffer_batches = 4};
+    st_event_publisher *p;
+    assert_int_equal(st_event_publisher_new(&o, &p, NULL), ST_OK);
+    addresses at = {0};
+    snprintf(at.endpoint, sizeof at.endpoint, "tcp://127.0.0.1:%u", st_event_publisher_port(p));
+    snprintf(at.replay, sizeof at.replay, "tcp://127.0.0.1:%u", st_event_publisher_replay_port(p));
+    assert_int_equal(write(stop[1], &at, sizeof at), sizeof at);
     st_block_events ev = st_event_publisher_events(p);
     st_block_hash root = {1, 2}, parent = root;
     st_event_publisher_root(p, root, NULL, 0);
