@@ -341,7 +341,7 @@ def test_body_memory():
                 got = s.recv(65536)
                 refusals += 1
                 assert b" 503 " in got and b"Retry-After" in got and b'"error"' in got, got
-        assert refusals == 2, refusals
+        assert refusals in (2, 3), refusals  # three when all grow side by side
         for s in held:
             s.close()
         wait_for(lambda: gw.request("POST", "/v1/chat/completions",
