@@ -178,7 +178,8 @@ void st_cluster_clear_stale(st_cluster *c);
  * tokens after the first. */
 void st_cluster_measure_prefill(st_cluster *c, int32_t engine, int64_t tokens, uint64_t ns);
 void st_cluster_measure_decode(st_cluster *c, int32_t engine, int64_t tokens, uint64_t ns);
-/* Reports an outcome to the breaker; true when that opened or closed it (and health changed). */
+/* Reports an outcome to the breaker; true when that opened or closed it (and health changed). Wakes
+ * the leader when it opened: the end of its pause is the moment to ask after the engine. */
 bool st_cluster_outcome(st_cluster *c, int32_t engine, st_outcome o, uint64_t now_ns);
 /* The health check's result: up closes the breaker (once its pause is over) and wakes who waits;
  * call it after writing what the engine reported. */

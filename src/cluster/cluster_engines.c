@@ -105,6 +105,12 @@ bool st_cluster_outcome(st_cluster *c, int32_t engine, st_outcome o, uint64_t no
     atomic_store(&e->health, open ? ST_HEALTH_DOWN : ST_HEALTH_UP);
     if (!open) {
         st_cluster_made_room(c, now_ns);
+        return true;
+    }
+    /* The one that asks after health has a timer to set: for the end of the pause. */
+    int leader = (int)(atomic_load(&c->region->leader) & 255) - 1;
+    if (leader >= 0) {
+        st_cluster_wake(c, leader);
     }
     return true;
 }

@@ -346,6 +346,8 @@ void ngx_http_starling_get_info(st_engine_slot *slot,
 
 void ngx_http_starling_health_start(ngx_http_starling_cluster_t *cl);
 void ngx_http_starling_health_stop(ngx_http_starling_cluster_t *cl);
+/* a breaker may have opened: its engine is asked when the pause is over */
+void ngx_http_starling_health_woken(ngx_http_starling_cluster_t *cl);
 
 
 /* /starling/... (ngx_http_starling_status.c, ngx_http_starling_metrics.c) */

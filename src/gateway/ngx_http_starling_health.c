@@ -135,22 +135,71 @@ ngx_http_starling_health_stop(ngx_http_starling_cluster_t *cl)
 
 /* asking */
 
+/* until the breaker lets requests through again; 0: it does */
+
+static ngx_msec_t
+ngx_http_starling_health_pause(ngx_http_starling_health_t *h)
+{
+    uint64_t         now, open_until;
+    st_engine_slot  *slot;
+
+    slot = st_cluster_engine(h->cluster->shared, h->engine->id);
+    now = ngx_http_starling_now();
+    open_until = atomic_load(&slot->open_until_ns);
+
+    return open_until > now ? (ngx_msec_t) ((open_until - now) / 1000000) + 1
+                            : 0;
+}
+
+
 static void
 ngx_http_starling_health_again(ngx_http_starling_health_t *h, ngx_msec_t msec)
 {
+    ngx_msec_t  pause;
+
     /* engines that were started together need not be asked together */
 
     msec += ngx_random() % (msec / 8 + 1);
 
-    ngx_add_timer(&h->timer, msec);
+    /* the first check after a breaker's pause decides: let it be soon */
+
+    pause = ngx_http_starling_health_pause(h);
+
+    ngx_add_timer(&h->timer, pause ? ngx_min(pause, msec) : msec);
+}
+
+
+void
+ngx_http_starling_health_woken(ngx_http_starling_cluster_t *cl)
+{
+    ngx_uint_t                   i;
+    ngx_msec_t                   pause;
+    ngx_msec_int_t               left;
+    ngx_http_starling_health_t  *h;
+
+    for (i = 0; cl->health && i < cl->engines.nelts; i++) {
+        h = &cl->health[i];
+
+        /* who is being asked now has no timer: it is set when all is known */
+
+        if (!h->timer.timer_set) {
+            continue;
+        }
+
+        pause = ngx_http_starling_health_pause(h);
+        left = (ngx_msec_int_t) (h->timer.timer.key - ngx_current_msec);
+
+        if (pause && (ngx_msec_int_t) pause < left) {
+            ngx_del_timer(&h->timer);
+            ngx_add_timer(&h->timer, pause);
+        }
+    }
 }
 
 
 static void
 ngx_http_starling_health_timer(ngx_event_t *ev)
 {
-    uint64_t                     now, open_until;
-    st_engine_slot              *slot;
     ngx_http_starling_health_t  *h;
 
     h = ev->data;
@@ -159,19 +208,9 @@ ngx_http_starling_health_timer(ngx_event_t *ev)
         return;
     }
 
-    slot = st_cluster_engine(h->cluster->shared, h->engine->id);
-    now = ngx_http_starling_now();
-    open_until = atomic_load(&slot->open_until_ns);
-
-    if (open_until > now) {
-        /* the breaker's pause; the first check after it decides */
-        ngx_http_starling_health_again(h,
-                       ngx_min((ngx_msec_t) ((open_until - now) / 1000000) + 1,
-                               h->cluster->health_interval));
-        return;
-    }
-
-    if (ngx_cycle->free_connection_n == 0) {
+    if (ngx_http_starling_health_pause(h)
+        || ngx_cycle->free_connection_n == 0)
+    {
         /* our want of connections says nothing of the engine */
         ngx_http_starling_health_again(h, h->cluster->health_interval);
         return;

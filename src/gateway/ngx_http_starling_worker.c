@@ -428,6 +428,12 @@ ngx_http_starling_wake_handler(ngx_event_t *rev)
     }
 
     ngx_http_starling_woken(cl);
+
+    /* last: a wake from here on comes as a datagram of its own */
+
+    if (cl->leader) {
+        ngx_http_starling_health_woken(cl);
+    }
 }
 
 

@@ -308,6 +308,35 @@ def test_breaker():
         gw.check_idle(good, bad)
 
 
+def test_breaker_pause_ends():
+    """An engine is asked when its breaker's pause is over, whichever worker opened it, not at the
+    next check: it has requests again soon."""
+    with StandIn("vllm", token_ms=20) as good, StandIn("vllm", token_ms=20) as bad, Gateway(
+            [("all", "both", "vllm", [good.address, bad.address])],
+            "health interval=60s;\nbreaker failures=3 pause=400ms max_pause=1s;", workers=4) as gw:
+        gw.ready()
+        prompts = iter(range(10**6))
+
+        def ask():
+            gw.chat({"model": "lexicon", "prompt": [next(prompts) % 1000 + k for k in range(30)],
+                     "max_tokens": 3}, "/v1/completions").check_whole()
+
+        def many():  # more at once than one engine should have
+            h.in_threads([ask] * 12)
+
+        def state():
+            return next(e for e in gw.cluster()["engines"] if e["address"] == bad.address)
+        for _ in range(2):
+            bad.fault(status=500)
+            wait_for(lambda: many() or state()["health"] != "up", 10, "the breaker opens")
+            bad.fault()
+            before = bad.state()["requests"]
+            wait_for(lambda: state()["health"] == "up", 4, "asked after the pause")
+            many()
+            assert bad.state()["requests"] > before, "it has no requests"
+        gw.check_idle(good, bad)
+
+
 def test_no_connection_left():
     """A worker that has no connection left for an engine does not blame the engine."""
     with StandIn("vllm", token_ms=20) as v, Gateway(
