@@ -230,7 +230,7 @@ def streams():
                 "policy skip_prefill=100; queue size=4096 timeout=60s;", workers=2) as gw:
         gw.ready()
         rows = []
-        for i in range(3):
+        for i in range(args.rounds):
             before, peak, over = memory(gw), [0], threading.Event()
 
             def watch(peak=peak, over=over):
@@ -247,7 +247,7 @@ def streams():
                   f"to first token p50 {got['ttft_ms']['p50']:.0f} p99 {got['ttft_ms']['p99']:.0f} ms; "
                   f"memory of the workers {before / 1e6:.1f} MB before, {peak[0] / 1e6:.1f} at most, "
                   f"{rows[-1][2] / 1e6:.1f} after")
-        print(f"  growth from round 1 to 3: {(rows[2][2] - rows[0][2]) / 1e6:+.1f} MB; "
+        print(f"  growth from round 2 to the last: {(rows[-1][2] - rows[1][2]) / 1e6:+.1f} MB; "
               f"{(rows[0][1] - rows[0][0]) / 2000 / 1e3:.1f} KB a stream")
 
 

@@ -168,11 +168,24 @@ static bool read_value(mp_reader *r, mp_value *v)
     return container(r, b >= 0x90 ? MP_ARRAY : MP_MAP, b & 15, v);
 }
 
+/* Bytes of a small integer that starts with b, 0 for all else: most of what events consist of. */
+static size_t integer_size(unsigned char b)
+{
+    if (b < 0x80 || b >= 0xe0)
+        return 1;
+    return b >= 0xcc && b <= 0xd3 ? 1u + (1u << (b & 3)) : 0;
+}
+
 /* Reads past a value and all that is in it. */
 static bool skip_value(mp_reader *r)
 {
     mp_value v;
     for (uint64_t left = 1; left > 0; left--) {
+        size_t n = r->p < r->end ? integer_size(*r->p) : 0;
+        if (n && n <= (size_t)(r->end - r->p)) {
+            r->p += n;
+            continue;
+        }
         if (!read_value(r, &v))
             return false;
         if (v.kind == MP_ARRAY)
@@ -204,9 +217,18 @@ enum {
     N_FIELDS
 };
 
-static const char *const field_names[N_FIELDS] = {
-    "type",    "block_hashes", "parent_block_hash", "token_ids",  "block_size",
-    "lora_id", "medium",       "lora_name",         "extra_keys", "group_idx"};
+#define NAMED(s)                                                                                   \
+    {                                                                                              \
+        s, sizeof(s) - 1                                                                           \
+    }
+static const struct {
+    const char *name;
+    size_t len;
+} fields[N_FIELDS] = {NAMED("type"),      NAMED("block_hashes"), NAMED("parent_block_hash"),
+                      NAMED("token_ids"), NAMED("block_size"),   NAMED("lora_id"),
+                      NAMED("medium"),    NAMED("lora_name"),    NAMED("extra_keys"),
+                      NAMED("group_idx")};
+#undef NAMED
 
 /* The places of fields in events that are arrays, behind the type. */
 static const int stored_places[] = {F_HASHES, F_PARENT,    F_TOKENS,     F_BLOCK_SIZE, F_LORA_ID,
@@ -250,44 +272,65 @@ static st_kv_event_type type_of(const mp_value *v)
     return is_text(v, "AllBlocksCleared") ? ST_KV_CLEARED : ST_KV_UNKNOWN;
 }
 
-static void find_in_array(mp_reader r, size_t n, event_fields *f)
+/* Both read past the event's elements; false: the bytes end too early. */
+static bool find_in_array(mp_reader *r, size_t n, event_fields *f)
 {
-    mp_value v;
-    if (n == 0 || !read_value(&r, &v) || v.kind != MP_STR)
-        return;
-    f->type = type_of(&v);
+    mp_value v = {.kind = MP_NIL};
+    const unsigned char *at = r->p;
+    if (n > 0 && !skip_value(r))
+        return false;
+    if (n > 0 && read_value(&(mp_reader){at, r->p}, &v) && v.kind == MP_STR)
+        f->type = type_of(&v);
     const int *places = f->type == ST_KV_STORED ? stored_places : removed_places;
     size_t n_places = f->type == ST_KV_STORED    ? sizeof stored_places / sizeof *places
                       : f->type == ST_KV_REMOVED ? sizeof removed_places / sizeof *places
                                                  : 0;
-    for (size_t i = 0; i + 1 < n && i < n_places; i++) {
-        f->at[places[i]] = r.p;
-        if (!skip_value(&r))
-            return;
+    for (size_t i = 0; i + 1 < n; i++) {
+        if (i < n_places)
+            f->at[places[i]] = r->p;
+        if (!skip_value(r))
+            return false;
     }
+    return true;
 }
 
-static void find_in_map(mp_reader r, size_t n, event_fields *f)
+/* The field of that name, or -1. Engines write them in the order we have them: the one behind the
+ * last is tried first. */
+static int field_of(const mp_value *key, int guess)
+{
+    for (int i = 0; i < N_FIELDS; i++, guess++) {
+        if (guess >= N_FIELDS)
+            guess = 0;
+        if (fields[guess].len == key->n && memcmp(fields[guess].name, key->bytes, key->n) == 0)
+            return guess;
+    }
+    return -1;
+}
+
+static bool find_in_map(mp_reader *r, size_t n, event_fields *f)
 {
     mp_value key, type;
+    int guess = 0;
     for (size_t i = 0; i < n; i++) {
-        const unsigned char *at = r.p;
-        if (!read_value(&r, &key))
-            return;
+        const unsigned char *at = r->p;
+        if (!read_value(r, &key))
+            return false;
         if (key.kind == MP_ARRAY || key.kind == MP_MAP) {
-            r.p = at;
-            if (!skip_value(&r))
-                return;
+            r->p = at;
+            if (!skip_value(r))
+                return false;
         }
-        for (int k = 0; k < N_FIELDS; k++)
-            if (is_text(&key, field_names[k]))
-                f->at[k] = r.p;
-        if (!skip_value(&r))
-            return;
+        int k = key.kind == MP_STR ? field_of(&key, guess) : -1;
+        if (k >= 0) {
+            f->at[k] = r->p;
+            guess = k + 1;
+        }
+        if (!skip_value(r))
+            return false;
     }
-    r.p = f->at[F_TYPE];
-    if (r.p && read_value(&r, &type))
+    if (f->at[F_TYPE] && read_value(&(mp_reader){f->at[F_TYPE], r->p}, &type))
         f->type = type_of(&type);
+    return true;
 }
 
 static bool read_field(const event_fields *f, int field, mp_reader *r, mp_value *v)
@@ -347,6 +390,27 @@ static bool get_hashes(st_kv_decoder *d, const event_fields *f, st_kv_event *e)
     return true;
 }
 
+/* A token in one of the shapes that nearly all have. */
+static bool common_token(mp_reader *r, int32_t *out)
+{
+    const unsigned char *p = r->p;
+    if (r->end - p < 5)
+        return false;
+    if (*p == 0xcd) {
+        *out = p[1] << 8 | p[2];
+        r->p += 3;
+    } else if (*p == 0xce && p[1] < 0x80) {
+        *out = p[1] << 24 | p[2] << 16 | p[3] << 8 | p[4];
+        r->p += 5;
+    } else if (*p < 0x80) {
+        *out = *p;
+        r->p++;
+    } else {
+        return false;
+    }
+    return true;
+}
+
 static bool get_tokens(st_kv_decoder *d, const event_fields *f, st_kv_event *e)
 {
     mp_reader r;
@@ -357,7 +421,7 @@ static bool get_tokens(st_kv_decoder *d, const event_fields *f, st_kv_event *e)
     e->n_tokens = v.n;
     e->tokens = d->tokens;
     for (size_t i = 0; i < e->n_tokens; i++)
-        if (!read_value(&r, &v) || !to_i32(&v, &d->tokens[i]))
+        if (!common_token(&r, &d->tokens[i]) && (!read_value(&r, &v) || !to_i32(&v, &d->tokens[i])))
             return false;
     return true;
 }
@@ -446,18 +510,23 @@ static bool get_stored(st_kv_decoder *d, const event_fields *f, st_kv_event *e)
 static bool one_event(st_kv_decoder *d, mp_reader *r, st_kv_event_fn *on_event, void *user,
                       st_kv_batch_info *info)
 {
-    mp_reader whole = *r;
-    if (!skip_value(r))
-        return false;
-    whole.end = r->p;
-    event_fields f = {.end = r->p, .type = ST_KV_UNKNOWN};
+    event_fields f = {.type = ST_KV_UNKNOWN};
+    const unsigned char *at = r->p;
     mp_value head;
-    if (!read_value(&whole, &head))
+    bool whole;
+    if (!read_value(r, &head))
         return false;
-    if (head.kind == MP_ARRAY)
-        find_in_array(whole, head.n, &f);
-    else if (head.kind == MP_MAP)
-        find_in_map(whole, head.n, &f);
+    if (head.kind == MP_ARRAY) {
+        whole = find_in_array(r, head.n, &f);
+    } else if (head.kind == MP_MAP) {
+        whole = find_in_map(r, head.n, &f);
+    } else {
+        r->p = at;
+        whole = skip_value(r);
+    }
+    if (!whole)
+        return false;
+    f.end = r->p;
     st_kv_event e = {.type = f.type, .medium = ST_MEDIUM_GPU, .group = -1};
     bool good = false;
     if (f.type == ST_KV_STORED)

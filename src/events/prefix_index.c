@@ -498,15 +498,19 @@ void st_prefix_clear(st_prefix_index *x, int holder)
 
 /* ---- reading ---- */
 
-/* Holders of a key. The node may be given to another key meanwhile: then its key has changed by
- * the time its holders are read, or they are those of a moment ago. */
-static void exact_holders(const st_prefix_index *x, uint64_t key, uint64_t bits[HOLDER_WORDS])
+/* Holders of a key, whose node most likely is `guess`. The node may be given to another key
+ * meanwhile: then its key has changed by the time its holders are read, or they are those of a
+ * moment ago. */
+static void exact_holders(const st_prefix_index *x, uint64_t key, uint32_t guess,
+                          uint64_t bits[HOLDER_WORDS])
 {
+    prefix_node *n = &prefix_nodes(x)[guess];
     memset(bits, 0, HOLDER_WORDS * sizeof *bits);
-    uint32_t node = find_node(x, key);
-    if (!node)
-        return;
-    prefix_node *n = &prefix_nodes(x)[node];
+    if (!guess || atomic_load_explicit(&n->key, memory_order_acquire) != key) {
+        n = &prefix_nodes(x)[find_node(x, key)];
+        if (n == prefix_nodes(x)) /* none */
+            return;
+    }
     for (int w = 0; w < HOLDER_WORDS; w++)
         bits[w] = atomic_load_explicit(&n->bits[w], memory_order_acquire);
     if (atomic_load_explicit(&n->key, memory_order_acquire) != key)
@@ -534,17 +538,21 @@ static bool any_holder(const uint64_t bits[HOLDER_WORDS])
     return (bits[0] | bits[1] | bits[2] | bits[3]) != 0;
 }
 
-/* Asks for the node that a key most likely is in, without waiting for it. */
-static void prefetch_node(const st_prefix_index *x, uint64_t key)
+/* The node that a key most likely is in, asked for without waiting for it; 0: none is likely. */
+static uint32_t likely_node(const st_prefix_index *x, uint64_t key)
 {
     const prefix_table t = x->node_table;
     const prefix_bucket *b = &prefix_buckets(x, t)[prefix_home(key, t.n)];
-    uint32_t tag = prefix_entry(key, 0);
-    for (int s = BUCKET_ENTRIES - 1; s >= 0; s--) {
-        uint32_t e = atomic_load_explicit(&b->entries[s], memory_order_relaxed);
-        if (e && (e & ~INDEX_MASK) == tag && (e & INDEX_MASK) <= x->nodes.n)
-            __builtin_prefetch(&prefix_nodes(x)[e & INDEX_MASK]);
+    uint32_t tag = prefix_entry(key, 0), found = 0;
+    /* Without branches: a free entry is told by its index, and of several the last will do. */
+    for (int s = 0; s < BUCKET_ENTRIES; s++) {
+        uint32_t e = atomic_load_explicit(&b->entries[s], memory_order_acquire);
+        found = (e ^ tag) <= INDEX_MASK && (e & INDEX_MASK) ? e & INDEX_MASK : found;
     }
+    if (found > x->nodes.n)
+        found = 0;
+    __builtin_prefetch(&prefix_nodes(x)[found]);
+    return found;
 }
 
 enum { MATCH_BUCKETS_AHEAD = 16, MATCH_NODES_AHEAD = 8 };
@@ -553,16 +561,18 @@ static void match_exact(const st_prefix_index *x, const uint64_t *keys, size_t n
                         uint64_t alive[HOLDER_WORDS], uint32_t *depth)
 {
     uint64_t present[HOLDER_WORDS];
+    uint32_t likely[MATCH_NODES_AHEAD];
     for (size_t i = 0; i < n && i < MATCH_BUCKETS_AHEAD; i++)
         prefix_prefetch(x, x->node_table, keys[i]);
     for (size_t i = 0; i < n && i < MATCH_NODES_AHEAD; i++)
-        prefetch_node(x, keys[i]);
+        likely[i] = likely_node(x, keys[i]);
     for (size_t i = 0; i < n; i++) {
         if (i + MATCH_BUCKETS_AHEAD < n)
             prefix_prefetch(x, x->node_table, keys[i + MATCH_BUCKETS_AHEAD]);
+        uint32_t guess = likely[i % MATCH_NODES_AHEAD];
         if (i + MATCH_NODES_AHEAD < n)
-            prefetch_node(x, keys[i + MATCH_NODES_AHEAD]);
-        exact_holders(x, keys[i], present);
+            likely[i % MATCH_NODES_AHEAD] = likely_node(x, keys[i + MATCH_NODES_AHEAD]);
+        exact_holders(x, keys[i], guess, present);
         if (!narrow(alive, present, i, depth))
             return;
     }

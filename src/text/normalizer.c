@@ -256,6 +256,11 @@ static st_status run_step(const step *st, const char *text, size_t len, st_buf *
     return ST_EINTERNAL;
 }
 
+bool st_normalizer_changes_nothing(const st_normalizer *n)
+{
+    return n->n == 0;
+}
+
 st_status st_normalizer_run(const st_normalizer *n, const char *text, size_t len, st_buf *out,
                             st_error *err)
 {

@@ -29,7 +29,8 @@ typedef struct entry {
 
 struct st_token_cache {
     const st_tokenizer *tok;
-    bool cuts; /* false: no text of this tokenizer may be cut */
+    bool cuts;                      /* false: no text of this tokenizer may be cut */
+    const st_added_set *normalized; /* added tokens of the second set that may end a piece */
     size_t max_bytes;
     pthread_mutex_t lock;
     entry **slots;
@@ -48,14 +49,24 @@ static size_t bytes_of(const entry *e)
     return sizeof *e + e->n_ids * sizeof *e->ids + e->len;
 }
 
-/* Whether a text may be cut behind an added token depends on the other added tokens: one that
- * must stand alone looks at the character before it, which a cut would hide. */
-static bool may_cut(const st_tokenizer *tok)
+static bool any_single_word(const st_added_set *set)
 {
-    for (size_t i = 0; i < tok->raw.n; i++)
-        if (tok->raw.items[i].single_word)
-            return false;
-    return tok->raw.n > 0;
+    for (size_t i = 0; i < set->n; i++)
+        if (set->items[i].single_word)
+            return true;
+    return false;
+}
+
+/* Whether a text may be cut behind an added token depends on the other added tokens: one that
+ * must stand alone looks at the character before it, which a cut would hide. Those of the second
+ * set are looked for in normalized text: they are places to cut at when that is the text itself. */
+static void find_cuts(st_token_cache *c)
+{
+    static const st_added_set none;
+    const st_tokenizer *tok = c->tok;
+    bool same_text = st_normalizer_changes_nothing(tok->normalizer);
+    c->normalized = same_text && !any_single_word(&tok->normalized) ? &tok->normalized : &none;
+    c->cuts = !any_single_word(&tok->raw) && tok->raw.n + c->normalized->n > 0;
 }
 
 st_status st_token_cache_new(const st_tokenizer *tok, size_t max_bytes, st_token_cache **out)
@@ -72,7 +83,7 @@ st_status st_token_cache_new(const st_tokenizer *tok, size_t max_bytes, st_token
         return ST_ENOMEM;
     }
     c->tok = tok;
-    c->cuts = may_cut(tok);
+    find_cuts(c);
     c->max_bytes = max_bytes;
     c->slots = slots;
     c->mask = n - 1;
@@ -180,17 +191,47 @@ static void remember(st_token_cache *c, const char *text, size_t len, const int3
     pthread_mutex_unlock(&c->lock);
 }
 
+/* A pass over a text's added tokens as the tokenizer makes it: those of the second set in each
+ * section between two of the first. */
+typedef struct cut_scan {
+    const st_added_set *normalized;
+    st_added_scan raw, section;
+    size_t base, stop; /* where the section begins; where the token behind it ends */
+    bool in_section, at_end;
+} cut_scan;
+
+static void next_section(cut_scan *cs)
+{
+    size_t start = cs->raw.len;
+    int32_t id;
+    cs->base = cs->raw.done;
+    cs->at_end = !st_added_next(&cs->raw, &start, &cs->stop, &id);
+    cs->section = (st_added_scan){cs->normalized, cs->raw.text + cs->base, start - cs->base, 0, 0};
+    cs->in_section = true;
+}
+
 /* Finds the end of the piece that starts at `from`, behind an added token; false: none ends
  * before the text does. Where the scan goes on right behind the token and no spaces beyond it are
  * taken, its state is that of a new scan: tokenizing may start afresh there. */
-static bool next_cut(st_added_scan *scan, size_t from, size_t *end)
+static bool next_cut(cut_scan *cs, size_t from, size_t *end)
 {
-    size_t start;
+    size_t start, stop;
     int32_t id;
-    while (st_added_next(scan, &start, end, &id))
-        if (scan->at == *end && *end - from >= PIECE_BYTES)
+    for (;;) {
+        if (!cs->in_section)
+            next_section(cs);
+        while (st_added_next(&cs->section, &start, &stop, &id)) {
+            *end = cs->base + stop;
+            if (cs->section.at == stop && *end - from >= PIECE_BYTES)
+                return true;
+        }
+        if (cs->at_end)
+            return false;
+        cs->in_section = false;
+        *end = cs->stop;
+        if (cs->raw.at == *end && *end - from >= PIECE_BYTES)
             return true;
-    return false;
+    }
 }
 
 typedef struct pieces {
@@ -234,7 +275,8 @@ static st_status encode_piece(pieces *p, const char *text, size_t len)
 
 static st_status encode_pieces(pieces *p)
 {
-    st_added_scan scan = {&p->c->tok->raw, p->text, p->len, 0, 0};
+    cut_scan scan = {.normalized = p->c->normalized,
+                     .raw = {&p->c->tok->raw, p->text, p->len, 0, 0}};
     size_t from = 0, end;
     st_status s = ST_OK;
     while (!s && next_cut(&scan, from, &end)) {

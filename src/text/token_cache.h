@@ -4,7 +4,8 @@
  * pre-tokenizer nor BPE looks across one. The cache remembers the ids of pieces between such cuts;
  * of a new prompt it encodes only pieces that it does not know. Ids are always those of
  * st_tokenizer_encode; a test compares. Texts without added tokens, ill-formed texts, and
- * tokenizers whose added tokens look at their surroundings ("single_word") are never cut.
+ * tokenizers whose added tokens look at their surroundings ("single_word") are never cut. Tokens
+ * with "normalized" are places to cut at where the normalizer changes nothing.
  *
  * Bounded by bytes, least recently used first. Any thread; one lock, held for look-ups only. */
 #ifndef ST_TEXT_TOKEN_CACHE_H

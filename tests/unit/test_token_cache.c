@@ -120,6 +120,22 @@ static void added_tokens_of_every_kind(void **state)
                                  "{\"id\":41,\"content\":\"xyz\",\"single_word\":true,"
                                  "\"normalized\":false}";
     static const char normalized[] = "{\"id\":40,\"content\":\"<s>\",\"normalized\":true}";
+    /* DeepSeek's: the marks of a chat's turns are "normalized", others are not. */
+    static const char mixed[] = "{\"id\":40,\"content\":\"<s>\",\"normalized\":true},"
+                                "{\"id\":41,\"content\":\"<e>\",\"normalized\":false},"
+                                "{\"id\":42,\"content\":\"<s><e>\",\"normalized\":true},"
+                                "{\"id\":43,\"content\":\"ab<\",\"normalized\":true},"
+                                "{\"id\":44,\"content\":\"<l> \",\"normalized\":true},"
+                                "{\"id\":45,\"content\":\"<r>\",\"rstrip\":true,"
+                                "\"normalized\":true},"
+                                "{\"id\":46,\"content\":\"<n>\",\"lstrip\":true,"
+                                "\"rstrip\":true,\"normalized\":false},"
+                                "{\"id\":47,\"content\":\"<N>\",\"lstrip\":true,"
+                                "\"normalized\":true},"
+                                "{\"id\":48,\"content\":\"  \",\"normalized\":false}";
+    static const char mixed_single[] = "{\"id\":40,\"content\":\"<s>\",\"normalized\":true},"
+                                       "{\"id\":41,\"content\":\"xyz\",\"single_word\":true,"
+                                       "\"normalized\":true}";
     static const struct {
         const char *added, *more;
         bool hits;
@@ -131,6 +147,11 @@ static void added_tokens_of_every_kind(void **state)
         {strips, ",\"normalizer\":{\"type\":\"Prepend\",\"prepend\":\"z\"}", true},
         {single, "", false},
         {normalized, ",\"normalizer\":{\"type\":\"Lowercase\"}", false},
+        {normalized, "", true},
+        {mixed, "", true},
+        {mixed, ",\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[]}", true},
+        {mixed, ",\"normalizer\":{\"type\":\"Lowercase\"}", true},
+        {mixed_single, "", false},
     };
     for (size_t i = 0; i < sizeof tokenizers / sizeof *tokenizers; i++) {
         st_tokenizer *t = with_added(tokenizers[i].added, tokenizers[i].more);
