@@ -287,7 +287,6 @@ bool st_cluster_claim(st_cluster *c, int row, const st_route_engine *seen, const
     uint64_t next = atomic_fetch_add(&c->region->claim_clock, 1) + 1;
     /* Release: whoever sees the new version sees the row. */
     if (atomic_compare_exchange_strong(&e->version, &version, next)) {
-        atomic_fetch_add_explicit(&e->requests, 1, memory_order_relaxed);
         return true;
     }
     add(mine, &claim->load, -1);

@@ -108,6 +108,8 @@ struct ngx_http_starling_cluster_s {
     ngx_uint_t                    retries;
     ngx_msec_t                    connect_timeout;
     ngx_msec_t                    first_token_timeout;
+    ngx_msec_t                    answer_timeout;    /* not a stream: to its
+                                                        end, in effect */
     ngx_msec_t                    read_timeout;      /* between two reads */
     ngx_msec_t                    send_timeout;
     ngx_msec_t                    health_interval;

@@ -56,6 +56,7 @@ static ngx_http_starling_directive_t  ngx_http_starling_directives[] = {
     { "retries", ngx_http_starling_read_retries, 0 },
     { "connect_timeout", ngx_http_starling_read_timeout, 0 },
     { "first_token_timeout", ngx_http_starling_read_timeout, 0 },
+    { "answer_timeout", ngx_http_starling_read_timeout, 0 },
     { "read_timeout", ngx_http_starling_read_timeout, 0 },
     { "send_timeout", ngx_http_starling_read_timeout, 0 },
     { "health", ngx_http_starling_read_health, 0 },
@@ -173,6 +174,9 @@ ngx_http_starling_read_timeout(ngx_conf_t *cf,
     value = cf->args->elts;
 
     switch (value[0].data[0]) {
+    case 'a':
+        field = &cl->answer_timeout;
+        break;
     case 'c':
         field = &cl->connect_timeout;
         break;
@@ -509,6 +513,7 @@ ngx_http_starling_cluster_defaults(ngx_http_starling_cluster_t *cl)
     cl->retries = 2;
     cl->connect_timeout = 1000;
     cl->first_token_timeout = 300000;
+    cl->answer_timeout = 600000;
     cl->read_timeout = 60000;
     cl->send_timeout = 30000;
     cl->health_interval = 2000;

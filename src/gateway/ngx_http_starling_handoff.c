@@ -12,6 +12,9 @@
 static ngx_int_t ngx_http_starling_choose_handoff(
     ngx_http_starling_ctx_t *ctx);
 static ngx_int_t ngx_http_starling_meeting(ngx_http_starling_ctx_t *ctx);
+static ngx_int_t ngx_http_starling_prepare(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, st_leg_role role, const char **path,
+    ngx_str_t *headers);
 static ngx_int_t ngx_http_starling_send(ngx_http_starling_ctx_t *ctx,
     ngx_http_starling_side_t *side, st_leg_role role,
     const ngx_http_starling_leg_handlers_t *handlers);
@@ -187,21 +190,18 @@ ngx_http_starling_meeting(ngx_http_starling_ctx_t *ctx)
 }
 
 
-/* NGX_ERROR: it failed, and that was taken care of */
+/* what an engine is sent, and what takes its answer */
 
 static ngx_int_t
-ngx_http_starling_send(ngx_http_starling_ctx_t *ctx,
-    ngx_http_starling_side_t *side, st_leg_role role,
-    const ngx_http_starling_leg_handlers_t *handlers)
+ngx_http_starling_prepare(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, st_leg_role role, const char **path,
+    ngx_str_t *headers)
 {
-    char                 host[NGX_SOCKADDR_STRLEN + 32];
-    ngx_str_t            headers;
-    ngx_uint_t           translate;
-    const char          *path;
-    st_upstream_plan     up;
-    st_engine_slot      *slot;
-    char                 addr[NGX_SOCKADDR_STRLEN + 32];
-    ngx_http_starling_engine_info_t  info;
+    char                              host[NGX_SOCKADDR_STRLEN + 32];
+    char                              addr[NGX_SOCKADDR_STRLEN + 32];
+    st_engine_slot                   *slot;
+    st_upstream_plan                  up;
+    ngx_http_starling_engine_info_t   info;
 
     ngx_http_starling_upstream(ctx, side, role, &up);
 
@@ -211,12 +211,12 @@ ngx_http_starling_send(ngx_http_starling_ctx_t *ctx,
         up.remote_host = info.kv_host;
         up.remote_engine_id = info.engine_id;
 
-        ngx_http_starling_get_info(st_cluster_engine(ctx->cluster->shared,
-                                                     ctx->prefill.engine->id),
-                                   &info);
+        slot = st_cluster_engine(ctx->cluster->shared,
+                                 ctx->prefill.engine->id);
+        ngx_http_starling_get_info(slot, &info);
 
         if (ngx_http_starling_remote(ctx, &up) != NGX_OK) {
-            goto failed;
+            return NGX_ERROR;
         }
     }
 
@@ -224,31 +224,59 @@ ngx_http_starling_send(ngx_http_starling_ctx_t *ctx,
     st_buf_clear(&side->answer);
     side->collected = 0;
 
-    if (st_upstream_body(ctx->relay, &up, &path, &side->body) != ST_OK
-        || ngx_http_starling_headers(ctx, side, &headers) != NGX_OK)
+    if (st_upstream_body(ctx->relay, &up, path, &side->body) != ST_OK
+        || ngx_http_starling_headers(ctx, side, headers) != NGX_OK)
     {
-        goto failed;
+        return NGX_ERROR;
     }
 
-    translate = st_relay_translates(ctx->relay, &up);
+    return role == ST_LEG_PREFILL
+           ? NGX_OK
+           : ngx_http_starling_reply_init(ctx, st_relay_translates(ctx->relay,
+                                                                   &up));
+}
 
-    if (role != ST_LEG_PREFILL
-        && ngx_http_starling_reply_init(ctx, translate) != NGX_OK)
+
+/* NGX_ERROR: it failed, and that was taken care of */
+
+static ngx_int_t
+ngx_http_starling_send(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_side_t *side, st_leg_role role,
+    const ngx_http_starling_leg_handlers_t *handlers)
+{
+    ngx_str_t                     headers;
+    ngx_msec_t                    timeout;
+    const char                   *path;
+    st_engine_slot               *slot;
+    ngx_http_starling_cluster_t  *cl;
+
+    cl = ctx->cluster;
+
+    if (ngx_http_starling_prepare(ctx, side, role, &path, &headers) != NGX_OK)
     {
-        goto failed;
+        ngx_http_starling_end_legs(ctx);
+        ngx_http_starling_release(ctx, &ctx->prefill);
+        ngx_http_starling_release(ctx, &ctx->decode);
+        ngx_http_starling_refuse(ctx, NGX_HTTP_INTERNAL_SERVER_ERROR, NULL,
+                                 NULL, 0, "The request for an engine could "
+                                 "not be made");
+        return NGX_ERROR;
     }
 
-    slot = st_cluster_engine(ctx->cluster->shared, side->engine->id);
+    slot = st_cluster_engine(cl->shared, side->engine->id);
     atomic_fetch_add_explicit(&slot->requests, 1, memory_order_relaxed);
 
     side->sent_ns = ngx_http_starling_now();
     side->active = 1;
 
-    if (ngx_http_starling_leg_start(&side->leg, ctx->cluster, side->engine,
-                                    "POST", path, &headers, &side->body,
-                                    ctx->cluster->first_token_timeout,
-                                    handlers, ctx,
-                                    ctx->request->connection->log)
+    /* what is not a stream comes at once, when all of it is generated */
+
+    timeout = role == ST_LEG_PREFILL || ctx->relay->stream
+              ? cl->first_token_timeout : cl->answer_timeout;
+
+    if (ngx_http_starling_leg_start(&side->leg, cl, side->engine, "POST", path,
+                                    &headers, &side->body, timeout, handlers,
+                                    ctx, ctx->request->connection->log)
         != NGX_OK)
     {
         side->active = 0;
@@ -257,15 +285,6 @@ ngx_http_starling_send(ngx_http_starling_ctx_t *ctx,
     }
 
     return NGX_OK;
-
-failed:
-
-    ngx_http_starling_end_legs(ctx);
-    ngx_http_starling_release(ctx, &ctx->prefill);
-    ngx_http_starling_release(ctx, &ctx->decode);
-    ngx_http_starling_refuse(ctx, NGX_HTTP_INTERNAL_SERVER_ERROR, NULL, NULL,
-                             0, "The request for an engine could not be made");
-    return NGX_ERROR;
 }
 
 

@@ -94,6 +94,8 @@ static ngx_command_t  ngx_http_starling_commands[] = {
                                  ngx_http_starling_cluster_directive),
     NGX_HTTP_STARLING_IN_CLUSTER("first_token_timeout", NGX_CONF_TAKE1,
                                  ngx_http_starling_cluster_directive),
+    NGX_HTTP_STARLING_IN_CLUSTER("answer_timeout", NGX_CONF_TAKE1,
+                                 ngx_http_starling_cluster_directive),
     NGX_HTTP_STARLING_IN_CLUSTER("read_timeout", NGX_CONF_TAKE1,
                                  ngx_http_starling_cluster_directive),
     NGX_HTTP_STARLING_IN_CLUSTER("send_timeout", NGX_CONF_TAKE1,
@@ -428,8 +430,7 @@ static ngx_int_t
 ngx_http_starling_phase_variable(ngx_http_request_t *r,
     ngx_http_variable_value_t *v, uintptr_t data)
 {
-    uint64_t                      at, before, us;
-    ngx_uint_t                    i;
+    uint64_t                      us;
     st_request_slot              *slot;
     ngx_http_starling_cluster_t  *cl;
 
@@ -438,20 +439,13 @@ ngx_http_starling_phase_variable(ngx_http_request_t *r,
         return NGX_OK;
     }
 
-    at = atomic_load(&slot->at_ns[data]);
-    before = 0;
-
-    for (i = data; i > 0 && before == 0; i--) {
-        before = atomic_load(&slot->at_ns[i - 1]);
-    }
-
-    if (at == 0 || before == 0 || at < before) {
+    if (atomic_load(&slot->at_ns[data]) == 0) {
         v->valid = 0;
         v->not_found = 1;
         return NGX_OK;
     }
 
-    us = (at - before) / 1000;
+    us = st_request_phase_ns(slot, data) / 1000;
 
     return ngx_http_starling_variable_printf(r, v, NGX_INT64_LEN + 8,
                                              "%uL.%06uL", us / 1000000,

@@ -266,7 +266,6 @@ ngx_http_starling_plan(ngx_http_starling_ctx_t *ctx)
             return ST_ROUTE_GO;
         }
 
-        atomic_fetch_add_explicit(&m->races_lost, 1, memory_order_relaxed);
         answer = ST_ROUTE_WAIT;
     }
 

@@ -267,6 +267,17 @@ def test_engine_hangs():
             wait_for(lambda: gw.chat(CHAT).error is None, 15, f"in use again after {fault}")
 
 
+def test_answer_timeout():
+    """An answer that is no stream comes when all of it is generated: it has a bound of its own."""
+    more = "retries 0;\nbreaker failures=100;\nfirst_token_timeout 1s;\nanswer_timeout {};"
+    for bound, want in ("60s", 200), ("1s", 504):
+        with gateway(more.format(bound), token_ms=100) as (gw, v):  # 2.4 s for all of it
+            status, body = gw.json("POST", "/v1/chat/completions", CHAT)
+            assert status == want, (bound, status, body)
+            gw.chat(CHAT).check_whole()
+            wait_for(v.idle, 5, "the leg is closed")
+
+
 class RawEngine:
     """Health checks are answered; a request gets what answer(socket) writes."""
 

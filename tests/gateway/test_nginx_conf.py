@@ -95,7 +95,7 @@ def test_taken():
     taken(cluster(f"{MODEL}\n{POOLS}"), "location /v1/ { starling main; }")
     taken(cluster(f"""
         zone 64m; handoff parallel; queue size=10 timeout=1s in_flight=100; retries 0;
-        connect_timeout 100ms; first_token_timeout 5m; read_timeout 60s; send_timeout 30s;
+        connect_timeout 100ms; first_token_timeout 5m; answer_timeout 15m; read_timeout 60s; send_timeout 30s;
         health interval=2s timeout=1s failures=3; breaker failures=3 pause=500ms max_pause=30s;
         policy skip_prefill=256 match_weight=0.5 order_length=0.8 starvation=5s kv_high_water=0.9;
         keepalive 0; max_body 32m; body_memory 0; thread_body 0; token_cache 0;
@@ -157,6 +157,7 @@ def test_values():
             ("retries many;", '"retries": "many": expected an integer from 0 to 100'),
             ("connect_timeout 0;", '"connect_timeout": "0": expected a time'),
             ("first_token_timeout x;", "expected a time"),
+            ("answer_timeout 0;", '"answer_timeout": "0": expected a time'),
             ("read_timeout 1y2;", "expected a time"),
             ("send_timeout -1s;", "expected a time"),
             ("health interval=1ms;", "from 10ms to"),
