@@ -6,7 +6,21 @@
 #include "ngx_http_starling_ctx.h"
 
 
-#define NGX_HTTP_STARLING_RACES  16
+#define NGX_HTTP_STARLING_RACES            16
+
+/* lengths of blocks that are told apart: more than engines come with */
+#define NGX_HTTP_STARLING_GROUPS           9
+
+/* what was sent to an engine is taken to be there for so long */
+#define NGX_HTTP_STARLING_HISTORY_SECONDS  600
+
+
+/* engines whose blocks have the same length */
+typedef struct {
+    int32_t                       size;       /* tokens */
+    ngx_uint_t                    any;
+    st_holder_set                 holders;
+} ngx_http_starling_group_t;
 
 
 static void ngx_http_starling_match(ngx_http_starling_ctx_t *ctx);
@@ -91,41 +105,25 @@ ngx_http_starling_block_size(st_engine_slot *slot)
 }
 
 
-/* depths of all holders, in blocks of each one's size */
+/* engines by the length of their blocks; the first group: those without
+   events */
 
-static void
-ngx_http_starling_match(ngx_http_starling_ctx_t *ctx)
+static ngx_uint_t
+ngx_http_starling_group(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_group_t *groups)
 {
     int32_t                       size;
-    size_t                        n;
-    uint32_t                      found[ST_INDEX_MAX_HOLDERS];
-    uint64_t                      root, now, *keys;
-    ngx_str_t                    *name;
-    ngx_uint_t                    i, j, k, h, nsizes;
+    ngx_uint_t                    i, j, k, h, n;
     st_engine_slot               *slot;
-    st_holder_set                 sets[8], history, none;
-    int32_t                       sizes[8];
-    st_prefix_index              *index;
-    ngx_http_request_t           *r;
     ngx_http_starling_engine_t   *engine;
     ngx_http_starling_cluster_t  *cl;
 
-    r = ctx->request;
     cl = ctx->cluster;
-
-    ctx->depth = ngx_pcalloc(r->pool, ST_INDEX_MAX_HOLDERS * sizeof(uint32_t));
-
-    if (ctx->depth == NULL || ctx->ids.len == 0
-        || cl->policy.match_weight == 0)
-    {
-        return;
-    }
-
-    ngx_memzero(&history, sizeof(history));
-    ngx_memzero(&none, sizeof(none));
-    nsizes = 0;
-
     engine = cl->engines.elts;
+
+    ngx_memzero(groups, sizeof(ngx_http_starling_group_t));
+    groups[0].size = NGX_HTTP_STARLING_HISTORY_BLOCK;
+    n = 1;
 
     for (i = 0; i < cl->engines.nelts; i++) {
         if (engine[i].id < 0
@@ -135,79 +133,112 @@ ngx_http_starling_match(ngx_http_starling_ctx_t *ctx)
         }
 
         slot = st_cluster_engine(cl->shared, engine[i].id);
+        j = 0;
 
-        if (!slot->publishes_events) {
-            for (h = 0; h < slot->dp_size; h++) {
-                k = slot->first_holder + h;
-                history.bits[k / 64] |= UINT64_C(1) << (k % 64);
-            }
+        if (slot->publishes_events) {
+            size = ngx_http_starling_block_size(slot);
 
-            continue;
-        }
+            for (j = 1; j < n && groups[j].size != size; j++) { /* void */ }
 
-        size = ngx_http_starling_block_size(slot);
-
-        for (j = 0; j < nsizes && sizes[j] != size; j++) { /* void */ }
-
-        if (j == nsizes) {
-            if (nsizes == 8) {
+            if (j == NGX_HTTP_STARLING_GROUPS) {
                 continue;
             }
 
-            sizes[nsizes] = size;
-            sets[nsizes++] = none;
+            if (j == n) {
+                ngx_memzero(&groups[n], sizeof(ngx_http_starling_group_t));
+                groups[n++].size = size;
+            }
         }
 
         for (h = 0; h < slot->dp_size; h++) {
             k = slot->first_holder + h;
-            sets[j].bits[k / 64] |= UINT64_C(1) << (k % 64);
+            groups[j].holders.bits[k / 64] |= UINT64_C(1) << (k % 64);
+            groups[j].any = 1;
         }
     }
 
-    index = st_cluster_index(cl->shared);
-    now = ngx_http_starling_now();
+    return n;
+}
+
+
+static ngx_int_t
+ngx_http_starling_match_group(ngx_http_starling_ctx_t *ctx,
+    ngx_http_starling_group_t *group, uint64_t root, ngx_uint_t history)
+{
+    size_t                       n;
+    uint32_t                     found[ST_INDEX_MAX_HOLDERS];
+    uint64_t                    *keys;
+    ngx_uint_t                   h;
+    static const st_holder_set   none;
+
+    n = ctx->ids.len / group->size;
+
+    if (n == 0 || !group->any) {
+        return NGX_OK;
+    }
+
+    keys = ngx_palloc(ctx->request->pool, n * sizeof(uint64_t));
+    if (keys == NULL) {
+        return NGX_ERROR;
+    }
+
+    n = st_prefix_keys(root, ctx->ids.data, ctx->ids.len, group->size, keys);
+
+    st_prefix_match(st_cluster_index(ctx->cluster->shared), keys, n,
+                    history ? &none : &group->holders,
+                    history ? &group->holders : &none,
+                    ngx_http_starling_now(),
+                    NGX_HTTP_STARLING_HISTORY_SECONDS * UINT64_C(1000000000),
+                    found);
+
+    for (h = 0; h < ST_INDEX_MAX_HOLDERS; h++) {
+        if (found[h]) {
+            ctx->depth[h] = found[h];
+        }
+    }
+
+    if (history) {
+        ctx->history = keys;
+        ctx->nhistory = n;
+
+    } else {
+        ngx_pfree(ctx->request->pool, keys);
+    }
+
+    return NGX_OK;
+}
+
+
+/* depths of all holders, in blocks of each one's size */
+
+static void
+ngx_http_starling_match(ngx_http_starling_ctx_t *ctx)
+{
+    uint64_t                    root;
+    ngx_str_t                  *name;
+    ngx_uint_t                  i, n;
+    ngx_http_starling_group_t   groups[NGX_HTTP_STARLING_GROUPS];
+
+    ctx->depth = ngx_pcalloc(ctx->request->pool,
+                             ST_INDEX_MAX_HOLDERS * sizeof(uint32_t));
+
+    if (ctx->depth == NULL || ctx->ids.len == 0
+        || ctx->cluster->policy.match_weight == 0)
+    {
+        return;
+    }
+
+    n = ngx_http_starling_group(ctx, groups);
     name = &ctx->model->name;
     root = st_prefix_root((char *) name->data, name->len, NULL, 0,
                           ctx->relay->cache_salt.data,
                           ctx->relay->cache_salt.len);
 
-    for (j = 0; j <= nsizes; j++) {
-        size = j < nsizes ? sizes[j] : NGX_HTTP_STARLING_HISTORY_BLOCK;
-
-        if (j == nsizes
-            && ngx_memcmp(&history, &none, sizeof(none)) == 0)
+    for (i = 0; i < n; i++) {
+        if (ngx_http_starling_match_group(ctx, &groups[i], root, i == 0)
+            != NGX_OK)
         {
-            break;
-        }
-
-        n = ctx->ids.len / size;
-        if (n == 0) {
-            continue;
-        }
-
-        keys = ngx_palloc(r->pool, n * sizeof(uint64_t));
-        if (keys == NULL) {
             return;
-        }
-
-        n = st_prefix_keys(root, ctx->ids.data, ctx->ids.len, size, keys);
-
-        st_prefix_match(index, keys, n, j < nsizes ? &sets[j] : &none,
-                        j < nsizes ? &none : &history, now,
-                        UINT64_C(600) * 1000000000, found);
-
-        for (h = 0; h < ST_INDEX_MAX_HOLDERS; h++) {
-            if (found[h]) {
-                ctx->depth[h] = found[h];
-            }
-        }
-
-        if (j < nsizes) {
-            ngx_pfree(r->pool, keys);
-
-        } else {
-            ctx->history = keys;
-            ctx->nhistory = n;
         }
     }
 }
