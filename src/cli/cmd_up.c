@@ -391,13 +391,13 @@ static st_status apply_args(up_args *a, const char *self, char *nginx, char *mod
 }
 
 /* Only ports below 1024 need root. */
-static void give_up_root(const st_up_config *c, const char *self, const char *nginx)
+static void give_up_root(const st_up_config *c, const char *self, const char *nginx, bool quiet)
 {
     const char *const files[] = {self, nginx, c->module, c->model_dir};
     if (c->host && c->port < 1024)
         return;
     const char *why = st_up_drop_root(files, sizeof files / sizeof *files);
-    if (why)
+    if (why && !quiet)
         fprintf(stderr, "starling up: engines run as root, since user nobody cannot read %s\n",
                 why);
 }
@@ -436,7 +436,7 @@ int st_cmd_up(int argc, char **argv)
         a.names.items[a.names.n++] = model_name(n_args ? arg : NULL, dir);
     st_status s = apply_args(&a, self, nginx, module, sizeof nginx, &err);
     if (!s && !a.dry_run)
-        give_up_root(&a.config, self, a.nginx);
+        give_up_root(&a.config, self, a.nginx, a.once != NULL);
     if (!s && a.dry_run) {
         s = dry_run(&a, &err);
     } else if (!s) {

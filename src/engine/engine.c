@@ -173,7 +173,11 @@ static void follow_orders(st_engine *e, orders *o)
         if (e->publisher)
             st_event_publisher_root(e->publisher, seq->root, seq->salt, seq->salt_len);
         /* An offer that fails ends its request: not one that is on the list of cancels, too. */
-        if (seq->handover.what == ST_HANDOVER_OFFER && !atomic_load(&seq->cancelled))
+        if (seq->handover.what != ST_HANDOVER_OFFER)
+            continue;
+        if (atomic_load(&seq->cancelled))
+            st_handover_offer_cancelled(e, seq);
+        else
             st_handover_offer(e, seq);
     }
     /* cancel_queued stays set: nobody puts them on the list a second time. */

@@ -91,20 +91,32 @@ static void on_over(void *user, const st_transfer_id *id, st_status status, cons
 
 /* ---- offers ---- */
 
+static st_status try_offer(st_engine *e, st_seq *seq, st_error *err)
+{
+    st_hold *h = hold_new(e, seq, false);
+    st_status s = h ? st_kv_offer(e->link, &h->id, seq->n_prompt, on_over, h, err)
+                    : st_fail(err, ST_ENOMEM, "memory is short");
+    e->now.offers++;
+    if (s && h)
+        hold_free(e, h);
+    return s;
+}
+
 bool st_handover_offer(st_engine *e, st_seq *seq)
 {
     st_error err = {0};
-    st_hold *h = hold_new(e, seq, false);
-    st_status s = h ? st_kv_offer(e->link, &h->id, seq->n_prompt, on_over, h, &err)
-                    : st_fail(&err, ST_ENOMEM, "memory is short");
-    e->now.offers++;
-    if (!s)
+    if (try_offer(e, seq, &err) == ST_OK)
         return true;
-    if (h)
-        hold_free(e, h);
     st_token_event event = {.token = -1, .error = err.text};
     st_engine_finish(e, seq, ST_FINISH_ERROR, &event);
     return false;
+}
+
+void st_handover_offer_cancelled(st_engine *e, st_seq *seq)
+{
+    st_error err;
+    if (try_offer(e, seq, &err) != ST_OK)
+        st_debug("engine: an offer was not made: %s", err.text);
 }
 
 static bool offers_rows(const st_seq *seq, int32_t end)

@@ -46,6 +46,9 @@ void st_handover_stop(st_engine *e);
 /* A request that offers its prompt has arrived: fetchers may come from now on. False: it could not
  * be offered and has ended. */
 bool st_handover_offer(st_engine *e, struct st_seq *seq);
+/* It was cancelled before: its end, which follows, then ends the offer, and whoever comes for it is
+ * told at once instead of waiting for one that never comes. */
+void st_handover_offer_cancelled(st_engine *e, struct st_seq *seq);
 /* It was admitted with its first rows found in the cache. */
 void st_handover_announce_cached(st_engine *e, struct st_seq *seq);
 /* It takes part in the step being built with its chunk. */
