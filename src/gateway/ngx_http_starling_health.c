@@ -250,7 +250,10 @@ ngx_http_starling_health_ask(ngx_http_starling_health_t *h,
 
         /* what this worker lacks says nothing of the engine */
 
-        if (h->leg.error != NGX_HTTP_STARLING_LEG_LOCAL) {
+        if (h->leg.error == NGX_HTTP_STARLING_LEG_LOCAL) {
+            ngx_http_starling_health_again(h, h->cluster->health_interval);
+
+        } else {
             ngx_http_starling_health_failed(h, 1, "no connection");
         }
     }
@@ -401,12 +404,70 @@ ngx_http_starling_health_next(ngx_http_starling_health_t *h)
 
 
 static void
+ngx_http_starling_health_lost(ngx_http_starling_health_t *h,
+    ngx_http_starling_leg_error_e error)
+{
+    char         text[64];
+    const char  *why;
+
+    switch (error) {
+
+    case NGX_HTTP_STARLING_LEG_OK:
+        snprintf(text, sizeof(text), "it answers with status %d",
+                 h->leg.response.status);
+        why = text;
+        break;
+
+    case NGX_HTTP_STARLING_LEG_CONNECT:
+        why = "no connection";
+        break;
+
+    case NGX_HTTP_STARLING_LEG_TIMEOUT:
+        why = "no answer";
+        break;
+
+    case NGX_HTTP_STARLING_LEG_GARBAGE:
+        why = "its answer is not HTTP";
+        break;
+
+    default:
+        why = "the connection was cut";
+    }
+
+    ngx_http_starling_health_failed(h, error == NGX_HTTP_STARLING_LEG_CONNECT,
+                                    why);
+}
+
+
+static ngx_int_t
+ngx_http_starling_health_apply_query(ngx_http_starling_health_t *h,
+    st_engine_slot *slot)
+{
+    st_buf     id = ST_BUF_INIT;
+    st_error   err;
+    ngx_int_t  rc;
+
+    rc = NGX_DECLINED;
+
+    if (st_upstream_mooncake_engine_id(h->body.data ? h->body.data : "",
+                                       h->body.len, 0, &id, &err)
+        == ST_OK
+        && id.len)
+    {
+        ngx_http_starling_set_info(slot, id.data, "");
+        rc = NGX_OK;
+    }
+
+    st_buf_free(&id);
+
+    return rc;
+}
+
+
+static void
 ngx_http_starling_health_done(ngx_http_starling_leg_t *leg,
     ngx_http_starling_leg_error_e error)
 {
-    int                          status;
-    char                         why[64];
-    st_buf                       id;
     st_error                     err;
     ngx_uint_t                   ok;
     st_engine_slot              *slot;
@@ -416,71 +477,39 @@ ngx_http_starling_health_done(ngx_http_starling_leg_t *leg,
     h->asking = 0;
 
     if (error == NGX_HTTP_STARLING_LEG_LOCAL) {
+        ngx_http_starling_health_again(h, h->cluster->health_interval);
         return;
     }
 
-    status = leg->response.status;
-    ok = error == NGX_HTTP_STARLING_LEG_OK && status == 200;
+    ok = error == NGX_HTTP_STARLING_LEG_OK && leg->response.status == 200;
     slot = st_cluster_engine(h->cluster->shared, h->engine->id);
 
     if (!ok && (h->ask == NGX_HTTP_STARLING_ASK_ENGINE
                 || h->ask == NGX_HTTP_STARLING_ASK_HEALTH))
     {
-        if (error == NGX_HTTP_STARLING_LEG_OK) {
-            snprintf(why, sizeof(why), "it answers with status %d", status);
-        } else {
-            snprintf(why, sizeof(why), "%s",
-                     error == NGX_HTTP_STARLING_LEG_CONNECT ? "no connection"
-                     : error == NGX_HTTP_STARLING_LEG_TIMEOUT ? "no answer"
-                     : error == NGX_HTTP_STARLING_LEG_GARBAGE
-                       ? "its answer is not HTTP"
-                     : "the connection was cut");
-        }
-
-        ngx_http_starling_health_failed(h,
-                                       error == NGX_HTTP_STARLING_LEG_CONNECT,
-                                       why);
+        ngx_http_starling_health_lost(h, error);
         return;
     }
 
     h->draining = 0;
 
-    switch (h->ask) {
+    if (h->ask == NGX_HTTP_STARLING_ASK_ENGINE
+        && ngx_http_starling_health_apply_info(h, slot, &err) != ST_OK)
+    {
+        ngx_http_starling_health_failed(h, 0, err.text);
+        return;
+    }
 
-    case NGX_HTTP_STARLING_ASK_ENGINE:
-        if (ngx_http_starling_health_apply_info(h, slot, &err) != ST_OK) {
-            ngx_http_starling_health_failed(h, 0, err.text);
-            return;
-        }
-        break;
+    if (h->ask == NGX_HTTP_STARLING_ASK_METRICS && ok) {
+        ngx_http_starling_health_apply_metrics(h, slot);
+    }
 
-    case NGX_HTTP_STARLING_ASK_METRICS:
-        if (ok) {
-            ngx_http_starling_health_apply_metrics(h, slot);
-        }
-        break;
-
-    case NGX_HTTP_STARLING_ASK_QUERY:
-        id = (st_buf) ST_BUF_INIT;
-
-        if (!ok
-            || st_upstream_mooncake_engine_id(h->body.data, h->body.len, 0,
-                                              &id, &err)
-               != ST_OK
-            || id.len == 0)
-        {
-            st_buf_free(&id);
-            ngx_http_starling_health_failed(h, 0, "its bootstrap server does "
-                                            "not tell its engine id");
-            return;
-        }
-
-        ngx_http_starling_set_info(slot, id.data, "");
-        st_buf_free(&id);
-        break;
-
-    default:
-        break;
+    if (h->ask == NGX_HTTP_STARLING_ASK_QUERY
+        && (!ok || ngx_http_starling_health_apply_query(h, slot) != NGX_OK))
+    {
+        ngx_http_starling_health_failed(h, 0, "its bootstrap server does not "
+                                        "tell its engine id");
+        return;
     }
 
     if (ngx_http_starling_health_next(h) == NGX_DONE) {

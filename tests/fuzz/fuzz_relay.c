@@ -111,6 +111,15 @@ static void client_body(st_api_kind kind, const char *body, size_t len)
     st_relay_request_free(r);
 }
 
+static void check_json(const char *text, size_t len)
+{
+    st_json_scan s;
+    st_json_token token;
+    st_json_scan_init(&s, text, len);
+    while ((token = st_json_next(&s)) != ST_JSON_END)
+        REQUIRE(token != ST_JSON_ERROR);
+}
+
 /* What the client is sent must be whole events of JSON. */
 static void check_events(const st_buf *out)
 {
@@ -119,11 +128,7 @@ static void check_events(const st_buf *out)
     while ((n = st_sse_next(out->data + at, out->len - at, &scanned, &ev)) > 0) {
         at += n;
         REQUIRE(ev.data);
-        st_json_scan s;
-        st_json_token token;
-        st_json_scan_init(&s, ev.data, ev.data_len);
-        while ((token = st_json_next(&s)) != ST_JSON_END)
-            REQUIRE(token != ST_JSON_ERROR);
+        check_json(ev.data, ev.data_len);
     }
     REQUIRE(at == out->len);
 }
@@ -157,11 +162,8 @@ static void engine_answer(bool translate, const char *text, size_t len)
     }
     if (!st_upstream_kv_params(text, len, &kv, &err))
         REQUIRE(kv.len >= 2 && kv.data[0] == '{');
-    if (!st_upstream_error(text, len, 400, &message)) {
-        st_splice *whole;
-        REQUIRE(st_splice_new(message.data, message.len, &whole, &err) == ST_OK);
-        st_splice_free(whole);
-    }
+    if (!st_upstream_error(text, len, 400, &message))
+        check_json(message.data, message.len);
     (void)st_upstream_error_status(text, len);
     st_buf_free(&out);
     st_buf_free(&kv);
