@@ -55,7 +55,7 @@ class Server:
             self.process.send_signal(signal.SIGTERM)
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(20)
+            self.process.wait(60)  # a text being tokenized is finished first
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

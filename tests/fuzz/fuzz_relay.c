@@ -125,6 +125,8 @@ static void check_events(const st_buf *out)
 {
     st_sse_event ev;
     size_t at = 0, n, scanned = 0;
+    if (out->len == 0)
+        return;
     while ((n = st_sse_next(out->data + at, out->len - at, &scanned, &ev)) > 0) {
         at += n;
         REQUIRE(ev.data);
