@@ -2,6 +2,7 @@
 #ifndef ST_CLI_BENCH_H
 #define ST_CLI_BENCH_H
 
+#include "cli/bench_plot.h"
 #include "cli/bench_rows.h"
 #include "kernels/peaks.h"
 #include "starling/model.h"
@@ -12,6 +13,7 @@ typedef struct st_bench {
     bool quick;
     st_peaks peaks;
     st_bench_rows rows;
+    st_plot_panel by_depth, by_batch; /* generation, tokens/s */
 } st_bench;
 
 /* Products and attention on synthetic shapes that do not fit in caches. */

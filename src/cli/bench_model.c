@@ -133,6 +133,10 @@ static st_status bench_generation(runner *r, int32_t n_seqs, int32_t depth)
      * more sequences share them. */
     bool bound = n_seqs == 1 && active > BEYOND_CACHES;
     double peak = bound ? r->b->peaks.read_all * 1e9 / active : 0;
+    if (n_seqs == 1)
+        st_plot_add(&r->b->by_depth, depth, 1 / t);
+    if (depth == 0)
+        st_plot_add(&r->b->by_batch, n_seqs, n_seqs / t);
     return st_bench_add(&r->b->rows, "generation", shape, n_seqs / t, "tokens/s", peak);
 }
 
@@ -177,9 +181,9 @@ static st_status bench_all(runner *r)
                                (double)active * 1e-6, "MB", 0);
     if (!s)
         s = bench_prompt(r);
-    for (int32_t depth = 0; depth <= r->o->depth && !s; depth = depth ? depth * 4 : 1024)
+    for (int32_t depth = 0; depth <= r->o->depth && !s; depth = depth ? depth * 2 : 1024)
         s = bench_generation(r, 1, depth);
-    for (int32_t n = 4; n <= r->o->batch && !s; n *= 4)
+    for (int32_t n = 2; n <= r->o->batch && !s; n *= 2)
         s = bench_generation(r, n, 0);
     st_bench_heading(&r->b->rows, "\nwhere the time goes");
     return s ? s : bench_shares(r);

@@ -74,6 +74,20 @@ st_status st_bench_print_json(const st_bench_rows *r)
     return s;
 }
 
+/* Names and shapes hold commas, never quotes. */
+void st_bench_print_csv(const st_bench_rows *r)
+{
+    puts("name,shape,value,unit,peak,ratio");
+    for (size_t i = 0; i < r->n; i++) {
+        const st_bench_row *row = &r->rows[i];
+        printf("\"%s\",\"%s\",%.6g,%s,", row->name, row->shape, row->value, row->unit);
+        if (row->peak > 0)
+            printf("%.6g,%.4f\n", row->peak, row->value / row->peak);
+        else
+            puts(",");
+    }
+}
+
 void st_bench_free(st_bench_rows *r)
 {
     free(r->rows);

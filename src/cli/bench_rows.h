@@ -1,5 +1,5 @@
 /* The results of `starling bench`: rows of a name, a shape and a value against a peak, printed as
- * a table for people or as JSON. */
+ * a table for people, as JSON or as CSV. */
 #ifndef ST_CLI_BENCH_ROWS_H
 #define ST_CLI_BENCH_ROWS_H
 
@@ -24,6 +24,8 @@ ST_NODISCARD st_status st_bench_add(st_bench_rows *r, const char *name, const ch
 /* A JSON array of {name, shape, value, unit, peak, ratio} on stdout; null where there is no peak.
  */
 ST_NODISCARD st_status st_bench_print_json(const st_bench_rows *r);
+/* The same columns with a line of names first; empty where there is no peak. */
+void st_bench_print_csv(const st_bench_rows *r);
 /* A heading between the rows of a live table. */
 void st_bench_heading(const st_bench_rows *r, const char *text);
 void st_bench_free(st_bench_rows *r);

@@ -9,8 +9,8 @@
 #include "cli/options.h"
 
 typedef struct bench_args {
-    bool json, quick, no_kernels, no_model;
-    const char *kernels, *kv_dtype;
+    bool json, csv, quick, no_kernels, no_model;
+    const char *kernels, *kv_dtype, *plot;
     st_bench_model_options model;
 } bench_args;
 
@@ -59,6 +59,14 @@ static st_status run(st_bench *b, const bench_args *a, st_error *err)
 
 static int check(const bench_args *a)
 {
+    const char *wrong = a->json && a->csv ? "--json and --csv exclude each other"
+                        : a->plot && a->no_model
+                            ? "--plot draws the model's speed: not with --no-model"
+                            : NULL;
+    if (wrong) {
+        fprintf(stderr, "starling bench: %s\n", wrong);
+        return ST_EXIT_USAGE;
+    }
     if (strcmp(a->kv_dtype, "f32") == 0 || strcmp(a->kv_dtype, "bf16") == 0)
         return ST_EXIT_OK;
     fprintf(stderr, "starling bench: --kv-cache-dtype does not take '%s': expected f32 or bf16\n",
@@ -75,6 +83,16 @@ static st_status look_at_model(const char *dir, st_error *err)
     return s;
 }
 
+static st_status write_plot(const st_bench *b, const char *dir, const char *path, st_error *err)
+{
+    char heading[128];
+    const char *name = strrchr(dir, '/');
+    st_plot_panel panels[] = {b->by_depth, b->by_batch};
+    snprintf(heading, sizeof heading, "starling bench: %.60s (kernels: %s)", name ? name + 1 : dir,
+             b->k->name);
+    return st_plot_write(path, heading, panels, 2, err);
+}
+
 int st_cmd_bench(int argc, char **argv)
 {
     static const st_command cmd = {
@@ -85,17 +103,20 @@ int st_cmd_bench(int argc, char **argv)
         "active weights per token over the read bandwidth.",
         0, 1};
     bench_args a = {.kv_dtype = "bf16",
-                    .model = {.prompt = 512, .generate = 32, .depth = 4096, .batch = 16}};
+                    .model = {.prompt = 512, .generate = 32, .depth = 8192, .batch = 16}};
     const st_opt opts[] = {
         {"--json", ST_OPT_FLAG, &a.json, NULL, "print a JSON array of rows", 0, 0},
+        {"--csv", ST_OPT_FLAG, &a.csv, NULL, "print comma-separated rows", 0, 0},
+        {"--plot", ST_OPT_STRING, &a.plot, "FILE.png",
+         "also draw generation speed against depth and batch", 0, 0},
         {"--quick", ST_OPT_FLAG, &a.quick, NULL, "fewer repetitions", 0, 0},
         {"--no-kernels", ST_OPT_FLAG, &a.no_kernels, NULL, "skip the kernel table", 0, 0},
         {"--no-model", ST_OPT_FLAG, &a.no_model, NULL, "skip the model", 0, 0},
         {"--prompt", ST_OPT_INT, &a.model.prompt, "N", "prompt tokens (512)", 1, 1 << 20},
         {"--generate", ST_OPT_INT, &a.model.generate, "N", "generation steps (32)", 1, 64},
-        {"--depth", ST_OPT_INT, &a.model.depth, "N",
-         "deepest context, from 1024 in steps of 4x (4096)", 0, 1 << 20},
-        {"--batch", ST_OPT_INT, &a.model.batch, "N", "most sequences at once, 4, 16, ... (16)", 1,
+        {"--depth", ST_OPT_INT, &a.model.depth, "N", "deepest context, from 1024 doubling (8192)",
+         0, 1 << 20},
+        {"--batch", ST_OPT_INT, &a.model.batch, "N", "most sequences at once, 1, 2, 4, ... (16)", 1,
          1024},
         {"--kv-cache-dtype", ST_OPT_STRING, &a.kv_dtype, "TYPE", "bf16 (default) or f32", 0, 0},
         {"--threads", ST_OPT_INT, &a.model.threads, "N", "worker threads (0: all processors)", 0,
@@ -114,13 +135,22 @@ int st_cmd_bench(int argc, char **argv)
         return ST_EXIT_FAILED;
     a.model.dir = dir;
     a.model.kv_dtype = strcmp(a.kv_dtype, "f32") == 0 ? ST_F32 : ST_BF16;
-    st_bench b = {.quick = a.quick, .rows = {.live = !a.json}};
+    st_bench b = {.quick = a.quick,
+                  .rows = {.live = !a.json && !a.csv},
+                  .by_depth = {"Generation, one sequence (tokens/s)", "context depth", 0, {0}, {0}},
+                  .by_batch = {"Generation, batched (tokens/s)", "sequences", 0, {0}, {0}}};
     st_error err = {0};
-    st_status s = a.no_model ? ST_OK : look_at_model(dir, &err);
+    st_status s = a.plot ? st_plot_available(&err) : ST_OK;
+    if (!s && !a.no_model)
+        s = look_at_model(dir, &err);
     if (!s)
         s = run(&b, &a, &err);
     if (!s && a.json)
         s = st_bench_print_json(&b.rows);
+    if (!s && a.csv)
+        st_bench_print_csv(&b.rows);
+    if (!s && a.plot)
+        s = write_plot(&b, dir, a.plot, &err);
     if (s)
         fprintf(stderr, "starling bench: %s\n", err.text[0] ? err.text : st_status_name(s));
     st_bench_free(&b.rows);
