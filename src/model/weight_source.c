@@ -1,0 +1,429 @@
+/* Weight sources: see weight_source.h. Here are the plain dialects (floats, INT8 with a scale for
+ * each output), slices of sources, and the check that all numbers are finite. */
+#include "model/weight_source.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels/float_bits.h"
+
+/* --- tensors ----------------------------------------------------------------------------- */
+
+bool st_tensor_is_float(const st_tensor *t)
+{
+    return t->dtype == ST_F32 || t->dtype == ST_F16 || t->dtype == ST_BF16;
+}
+
+float st_tensor_float(const st_tensor *t, size_t i)
+{
+    const unsigned char *p = (const unsigned char *)t->data + i * st_dtype_size(t->dtype);
+    uint16_t h;
+    float v;
+    if (t->dtype == ST_F32) {
+        memcpy(&v, p, sizeof v);
+        return v;
+    }
+    memcpy(&h, p, sizeof h);
+    return t->dtype == ST_F16 ? st_f16_to_f32(h) : st_bf16_to_f32(h);
+}
+
+static const char *shape_text(const st_tensor *t, char *buf, size_t cap)
+{
+    size_t at = (size_t)snprintf(buf, cap, "[");
+    for (int32_t i = 0; i < t->rank && at < cap; i++)
+        at += (size_t)snprintf(buf + at, cap - at, i ? ", %" PRId64 : "%" PRId64, t->shape[i]);
+    if (at < cap)
+        snprintf(buf + at, cap - at, "]");
+    return buf;
+}
+
+st_status st_tensor_find(const st_checkpoint *c, const char *name, int32_t n, int32_t k,
+                         const st_tensor **out, st_error *err)
+{
+    const st_tensor *t = st_checkpoint_find(c, name);
+    if (!t)
+        return st_fail(err, ST_ENOTFOUND, "%s: tensor '%s' is missing from the safetensors files",
+                       st_checkpoint_dir(c), name);
+    int32_t rank = k < 0 ? 1 : 2;
+    if (t->rank == rank && t->shape[0] == n && (k < 0 || t->shape[1] == k)) {
+        *out = t;
+        return ST_OK;
+    }
+    char found[128], expected[64];
+    if (k < 0)
+        snprintf(expected, sizeof expected, "[%d]", n);
+    else
+        snprintf(expected, sizeof expected, "[%d, %d]", n, k);
+    return st_fail(err, ST_EFORMAT, "%s: tensor '%s' has shape %s: config.json calls for %s",
+                   t->file, name, shape_text(t, found, sizeof found), expected);
+}
+
+/* --- canonical rows ---------------------------------------------------------------------- */
+
+static size_t aligned(size_t bytes)
+{
+    return (bytes + 63) & ~(size_t)63;
+}
+
+static bool is_float(st_weight_type t)
+{
+    return t == ST_WEIGHT_F32 || t == ST_WEIGHT_F16 || t == ST_WEIGHT_BF16;
+}
+
+static size_t element_size(st_weight_type t)
+{
+    return t == ST_WEIGHT_F32 ? 4 : t == ST_WEIGHT_F16 || t == ST_WEIGHT_BF16 ? 2 : 1;
+}
+
+/* Scales in a row: one for I8, one for each group of inputs for I4 and F8. */
+static size_t groups_of(st_weight_type type, int32_t k, int32_t group)
+{
+    if (is_float(type))
+        return 0;
+    return type == ST_WEIGHT_I8 || group <= 0 ? 1 : (size_t)((k + group - 1) / group);
+}
+
+static bool finite_32(const void *data, size_t n)
+{
+    const uint32_t *p = data;
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++)
+        bad |= (uint32_t)((p[i] & 0x7F800000u) == 0x7F800000u);
+    return bad == 0;
+}
+
+static bool finite_16(const void *data, size_t n, uint16_t exponent)
+{
+    const uint16_t *p = data;
+    uint16_t bad = 0;
+    for (size_t i = 0; i < n; i++)
+        bad |= (uint16_t)((p[i] & exponent) == exponent);
+    return bad == 0;
+}
+
+/* E4M3 as published ("fn") has no infinities; all exponent and mantissa bits set is NaN. */
+static bool finite_f8(const void *data, size_t n)
+{
+    const uint8_t *p = data;
+    uint8_t bad = 0;
+    for (size_t i = 0; i < n; i++)
+        bad |= (uint8_t)((p[i] & 0x7F) == 0x7F);
+    return bad == 0;
+}
+
+static bool rows_finite(const st_weight_rows *r)
+{
+    size_t n = (size_t)r->n * (size_t)r->k;
+    switch (r->type) {
+    case ST_WEIGHT_F32:
+        return finite_32(r->data, n);
+    case ST_WEIGHT_F16:
+        return finite_16(r->data, n, 0x7C00);
+    case ST_WEIGHT_BF16:
+        return finite_16(r->data, n, 0x7F80);
+    case ST_WEIGHT_F8:
+        if (!finite_f8(r->data, n))
+            return false;
+        break;
+    case ST_WEIGHT_I8:
+    case ST_WEIGHT_I4:
+        break;
+    }
+    return finite_32(r->scale, (size_t)r->n * groups_of(r->type, r->k, r->group));
+}
+
+static float f8_to_f32(uint8_t v)
+{
+    uint32_t sign = (uint32_t)(v & 0x80) << 24, exponent = v >> 3 & 15, mantissa = v & 7;
+    if (exponent == 0) /* denormals are multiples of 2^-9 */
+        return st_float_of_bits(st_bits_of_float((float)mantissa * 0x1p-9f) | sign);
+    return st_float_of_bits(sign | (exponent + 120) << 23 | mantissa << 20);
+}
+
+/* Element i of row r as a float; not of F16 and BF16, which slices keep. */
+static float element(const st_weight_rows *w, int32_t r, int32_t i)
+{
+    size_t at = (size_t)r * (size_t)w->k + (size_t)i;
+    size_t groups = groups_of(w->type, w->k, w->group);
+    size_t g = groups > 1 ? (size_t)(i / w->group) : 0, s = (size_t)r * groups + g;
+    switch (w->type) {
+    case ST_WEIGHT_I8:
+        return (float)((const int8_t *)w->data)[at] * w->scale[s];
+    case ST_WEIGHT_I4:
+        return (float)(((const uint8_t *)w->data)[at] - (w->zero ? w->zero[s] : 8)) * w->scale[s];
+    case ST_WEIGHT_F8:
+        return f8_to_f32(((const uint8_t *)w->data)[at]) * w->scale[s];
+    default:
+        return ((const float *)w->data)[at];
+    }
+}
+
+size_t st_weight_source_scratch(const st_weight_source *s, int32_t n_rows)
+{
+    return s->reader->scratch ? s->reader->scratch(s, n_rows) : 0;
+}
+
+st_status st_weight_source_read(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch,
+                                st_weight_rows *out, st_error *err)
+{
+    st_status status = s->reader->read(s, r0, r1, scratch, out, err);
+    if (!status && !rows_finite(out))
+        status = st_fail(err, ST_EFORMAT, "%s: tensor '%s' holds NaN or infinite weights",
+                         s->tensor[0]->file, s->tensor[0]->name);
+    return status;
+}
+
+/* --- floats and INT8 as published -------------------------------------------------------- */
+
+/* Rows of t where they lie; copied when they are not aligned for their type. */
+static const void *rows_in_place(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch)
+{
+    size_t size = element_size(s->type), row = (size_t)s->k * size;
+    const char *p = (const char *)s->tensor[0]->data + (size_t)r0 * row;
+    return (uintptr_t)p % size ? memcpy(scratch, p, (size_t)(r1 - r0) * row) : p;
+}
+
+static size_t float_scratch(const st_weight_source *s, int32_t n_rows)
+{
+    size_t size = element_size(s->type);
+    return (uintptr_t)s->tensor[0]->data % size ? (size_t)n_rows * (size_t)s->k * size : 0;
+}
+
+static st_status float_read(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch,
+                            st_weight_rows *out, st_error *err)
+{
+    *out = (st_weight_rows){
+        .type = s->type, .n = r1 - r0, .k = s->k, .data = rows_in_place(s, r0, r1, scratch)};
+    return ST_OK;
+}
+
+static const st_weight_reader float_reader = {float_scratch, float_read};
+
+enum { I8_WEIGHT, I8_SCALE, I8_OFFSET, I8_ZERO_POINT };
+
+static size_t i8_scratch(const st_weight_source *s, int32_t n_rows)
+{
+    return (size_t)n_rows * sizeof(float);
+}
+
+/* Only symmetric INT8 runs here: zero points (weight_offset in the dialect of W8A8_DYNAMIC) may be
+ * written, but must all be zero. */
+static st_status refuse_zero_points(const st_tensor *t, int32_t r0, int32_t r1, st_error *err)
+{
+    size_t size = t ? st_dtype_size(t->dtype) : 1, all = t ? t->bytes / size : 0;
+    for (size_t i = (size_t)r0; i < (size_t)r1 && i < all; i++) {
+        const unsigned char *p = (const unsigned char *)t->data + i * size;
+        bool sign = st_tensor_is_float(t) || t->dtype == ST_F64; /* -0.0 is zero too */
+        unsigned bits = p[size - 1] & (sign ? 0x7F : 0xFF);
+        for (size_t b = 0; b + 1 < size; b++)
+            bits |= p[b];
+        if (bits)
+            return st_fail(err, ST_EUNSUPPORTED,
+                           "%s: tensor '%s': element %zu is not zero: expected symmetric INT8, "
+                           "whose zero points are all zero",
+                           t->file, t->name, i);
+    }
+    return ST_OK;
+}
+
+static st_status i8_read(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch,
+                         st_weight_rows *out, st_error *err)
+{
+    float *scale = scratch;
+    const st_tensor *t = s->tensor[I8_SCALE];
+    for (int32_t r = r0; r < r1; r++) {
+        scale[r - r0] = st_tensor_float(t, (size_t)r);
+        if (!isfinite(scale[r - r0]))
+            return st_fail(err, ST_EFORMAT,
+                           "%s: tensor '%s': element %d is %g, not a finite number", t->file,
+                           t->name, r, (double)scale[r - r0]);
+    }
+    st_status status = refuse_zero_points(s->tensor[I8_OFFSET], r0, r1, err);
+    if (!status)
+        status = refuse_zero_points(s->tensor[I8_ZERO_POINT], r0, r1, err);
+    *out = (st_weight_rows){.type = s->type,
+                            .n = r1 - r0,
+                            .k = s->k,
+                            .data = (const char *)s->tensor[I8_WEIGHT]->data +
+                                    (size_t)r0 * (size_t)s->k,
+                            .scale = scale};
+    return status;
+}
+
+static const st_weight_reader i8_reader = {i8_scratch, i8_read};
+
+/* NAME.SUFFIX, or NULL. */
+static const st_tensor *beside(const st_checkpoint *c, const char *name, const char *suffix)
+{
+    char full[320];
+    snprintf(full, sizeof full, "%s.%s", name, suffix);
+    return st_checkpoint_find(c, full);
+}
+
+/* The scales of an I8 tensor, [n, 1] or [n]. */
+static st_status find_i8(const st_checkpoint *c, const char *name, st_weight_source *s,
+                         st_error *err)
+{
+    char full[320];
+    const st_tensor *weight = s->tensor[I8_WEIGHT], *t = beside(c, name, "weight_scale");
+    snprintf(full, sizeof full, "%s.weight_scale", name);
+    if (!t)
+        return st_fail(err, ST_EFORMAT,
+                       "%s: tensor '%s' is I8, but there is no '%s' with a scale for each of its "
+                       "%d rows",
+                       weight->file, weight->name, full, s->n);
+    st_status status = st_tensor_find(c, full, s->n, t->rank == 1 ? -1 : 1, &t, err);
+    if (status)
+        return status;
+    if (!st_tensor_is_float(t))
+        return st_fail(err, ST_EUNSUPPORTED,
+                       "%s: tensor '%s' is of type %s: expected F32, F16 or BF16", t->file, t->name,
+                       st_dtype_name(t->dtype));
+    s->reader = &i8_reader;
+    s->type = ST_WEIGHT_I8;
+    s->tensor[I8_SCALE] = t;
+    s->tensor[I8_OFFSET] = beside(c, name, "weight_offset");
+    s->tensor[I8_ZERO_POINT] = beside(c, name, "weight_zero_point");
+    return ST_OK;
+}
+
+static st_weight_type type_of_floats(st_dtype t)
+{
+    return t == ST_F32 ? ST_WEIGHT_F32 : t == ST_F16 ? ST_WEIGHT_F16 : ST_WEIGHT_BF16;
+}
+
+static st_weight_source float_source(const st_tensor *t, int32_t n, int32_t k)
+{
+    return (st_weight_source){
+        .reader = &float_reader, .type = type_of_floats(t->dtype), .n = n, .k = k, .tensor = {t}};
+}
+
+st_status st_weight_source_find(const st_checkpoint *c, const char *name, int32_t n, int32_t k,
+                                st_weight_source *out, st_error *err)
+{
+    char full[320];
+    const st_tensor *t;
+    snprintf(full, sizeof full, "%s.weight", name);
+    st_status status = st_tensor_find(c, full, n, k, &t, err);
+    if (status)
+        return status;
+    *out = float_source(t, n, k);
+    if (st_tensor_is_float(t))
+        return ST_OK;
+    if (t->dtype == ST_I8)
+        return find_i8(c, name, out, err);
+    return st_fail(err, ST_EUNSUPPORTED,
+                   "%s: tensor '%s' is of type %s: expected F32, F16, BF16, or I8 with "
+                   "per-channel scales",
+                   t->file, full, st_dtype_name(t->dtype));
+}
+
+st_status st_weight_source_float(const st_checkpoint *c, const char *name, int32_t n, int32_t k,
+                                 st_weight_source *out, st_error *err)
+{
+    const st_tensor *t;
+    st_status status = st_tensor_find(c, name, n, k, &t, err);
+    if (status)
+        return status;
+    if (!st_tensor_is_float(t))
+        return st_fail(err, ST_EUNSUPPORTED,
+                       "%s: tensor '%s' is of type %s: expected F32, F16 or BF16", t->file, name,
+                       st_dtype_name(t->dtype));
+    *out = float_source(t, n, k);
+    return ST_OK;
+}
+
+/* --- slices ------------------------------------------------------------------------------ */
+
+/* Rows of base that are read at once to transpose them. */
+enum { TRANSPOSE_ROWS = 16 };
+
+/* Result first, then what base needs. */
+static size_t result_bytes(const st_weight_source *s, int32_t n_rows)
+{
+    return aligned((size_t)n_rows * (size_t)s->k * element_size(s->type));
+}
+
+static size_t slice_scratch(const st_weight_source *s, int32_t n_rows)
+{
+    size_t own = s->base->type == s->type ? 0 : result_bytes(s, n_rows);
+    return own + st_weight_source_scratch(s->base, n_rows);
+}
+
+static st_status slice_read(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch,
+                            st_weight_rows *out, st_error *err)
+{
+    bool same = s->base->type == s->type;
+    char *own = scratch;
+    st_weight_rows rows;
+    st_status status =
+        s->base->reader->read(s->base, s->first + r0, s->first + r1,
+                              same ? own : own + result_bytes(s, r1 - r0), &rows, err);
+    if (status || same) {
+        *out = rows;
+        return status;
+    }
+    float *y = scratch;
+    for (int32_t r = 0; r < rows.n; r++)
+        for (int32_t i = 0; i < rows.k; i++)
+            *y++ = element(&rows, r, i);
+    *out = (st_weight_rows){.type = ST_WEIGHT_F32, .n = r1 - r0, .k = s->k, .data = scratch};
+    return ST_OK;
+}
+
+static const st_weight_reader slice_reader = {slice_scratch, slice_read};
+
+static size_t transposed_scratch(const st_weight_source *s, int32_t n_rows)
+{
+    return result_bytes(s, n_rows) + st_weight_source_scratch(s->base, TRANSPOSE_ROWS);
+}
+
+/* Columns [r0, r1) of rows, which become elements [at, at + rows->n) of as many results. */
+static void put_transposed(const st_weight_source *s, const st_weight_rows *rows, int32_t r0,
+                           int32_t r1, int32_t at, void *result)
+{
+    size_t k = (size_t)s->k, from = (size_t)rows->k;
+    for (int32_t c = r0; c < r1; c++) {
+        size_t to = (size_t)(c - r0) * k + (size_t)at;
+        for (int32_t r = 0; r < rows->n; r++) {
+            size_t i = (size_t)r * from + (size_t)c;
+            if (element_size(s->type) == 2)
+                ((uint16_t *)result)[to + (size_t)r] = ((const uint16_t *)rows->data)[i];
+            else
+                ((float *)result)[to + (size_t)r] = element(rows, r, c);
+        }
+    }
+}
+
+static st_status transposed_read(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch,
+                                 st_weight_rows *out, st_error *err)
+{
+    char *below = (char *)scratch + result_bytes(s, r1 - r0);
+    for (int32_t at = 0; at < s->k; at += TRANSPOSE_ROWS) {
+        int32_t end = s->k - at < TRANSPOSE_ROWS ? s->k : at + TRANSPOSE_ROWS;
+        st_weight_rows rows;
+        st_status status =
+            s->base->reader->read(s->base, s->first + at, s->first + end, below, &rows, err);
+        if (status)
+            return status;
+        put_transposed(s, &rows, r0, r1, at, scratch);
+    }
+    *out = (st_weight_rows){.type = s->type, .n = r1 - r0, .k = s->k, .data = scratch};
+    return ST_OK;
+}
+
+static const st_weight_reader transposed_reader = {transposed_scratch, transposed_read};
+
+void st_weight_source_slice(const st_weight_source *base, int32_t first, int32_t n, bool transposed,
+                            st_weight_source *out)
+{
+    *out = (st_weight_source){.reader = transposed ? &transposed_reader : &slice_reader,
+                              .type = is_float(base->type) ? base->type : ST_WEIGHT_F32,
+                              .n = transposed ? base->k : n,
+                              .k = transposed ? n : base->k,
+                              .base = base,
+                              .first = first};
+    memcpy(out->tensor, base->tensor, sizeof out->tensor);
+}

@@ -1,0 +1,71 @@
+/* Where the numbers of a weight matrix come from: one or several published tensors, and the
+ * function that turns rows of them into the canonical form that kernels pack (st_weight_rows).
+ * Every dialect of a checkpoint is a reader of its own; nothing else looks into such tensors. */
+#ifndef ST_MODEL_WEIGHT_SOURCE_H
+#define ST_MODEL_WEIGHT_SOURCE_H
+
+#include "base/arena.h"
+#include "kernels/kernels.h"
+#include "model/checkpoint.h"
+
+typedef struct st_weight_source st_weight_source;
+
+/* One dialect. Both functions are pure, and called from several threads at once. */
+typedef struct st_weight_reader {
+    /* Bytes of scratch that read needs for so many rows; NULL: none. */
+    size_t (*scratch)(const st_weight_source *s, int32_t n_rows);
+    /* Rows [r0, r1) in canonical form: pointers into the mapped tensors or into scratch (64-byte
+     * aligned, private to the caller), valid until scratch is used again. Fails with the file, the
+     * tensor and what is wrong where values cannot be used; that floats are finite is checked by
+     * st_weight_source_read for all. */
+    st_status (*read)(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch,
+                      st_weight_rows *out, st_error *err);
+} st_weight_reader;
+
+enum { ST_SOURCE_TENSORS = 4 };
+
+/* A matrix [n, k] as kernels will see it. Lives in the arena of the load; tensors are borrowed from
+ * the checkpoint. */
+struct st_weight_source {
+    const st_weight_reader *reader;
+    st_weight_type type;
+    int32_t n, k, group; /* group as in st_weight_rows */
+    bool has_zero;       /* I4: zero points are not all 8 */
+    /* [0] holds the weights (it names the source in errors and fixes the order of reading); the
+     * others are the dialect's: scales, zero points, order of groups. NULL: not there. */
+    const st_tensor *tensor[ST_SOURCE_TENSORS];
+    /* A view of rows of another source (st_weight_source_slice). */
+    const st_weight_source *base;
+    int32_t first;
+};
+
+/* Finds what stands for NAME (without ".weight"), a linear layer of n outputs and k inputs, in
+ * whatever dialect the checkpoint has it. Looks at metadata only. ST_ENOTFOUND when there is
+ * nothing, ST_EFORMAT for shapes that cannot be, ST_EUNSUPPORTED for types nobody reads. */
+ST_NODISCARD st_status st_weight_source_find(const st_checkpoint *c, const char *name, int32_t n,
+                                             int32_t k, st_weight_source *out, st_error *err);
+/* A tensor of floats under its full name. */
+ST_NODISCARD st_status st_weight_source_float(const st_checkpoint *c, const char *name, int32_t n,
+                                              int32_t k, st_weight_source *out, st_error *err);
+
+/* Rows [first, first + n) of base as a source of their own. Sources of floats keep their type; all
+ * others become F32: for weights whose inputs no one quantizes. transposed: the result has base's k
+ * rows of n elements. base must stay where it is. */
+void st_weight_source_slice(const st_weight_source *base, int32_t first, int32_t n, bool transposed,
+                            st_weight_source *out);
+
+size_t st_weight_source_scratch(const st_weight_source *s, int32_t n_rows);
+/* reader->read, and every float (weights and scales) is finite. */
+ST_NODISCARD st_status st_weight_source_read(const st_weight_source *s, int32_t r0, int32_t r1,
+                                             void *scratch, st_weight_rows *out, st_error *err);
+
+/* --- for readers ------------------------------------------------------------------------- */
+
+bool st_tensor_is_float(const st_tensor *t); /* F32, F16 or BF16 */
+/* Element i of a float tensor at any alignment. */
+float st_tensor_float(const st_tensor *t, size_t i);
+/* The tensor called name with shape [n] (k < 0) or [n, k]; errors name what was expected. */
+ST_NODISCARD st_status st_tensor_find(const st_checkpoint *c, const char *name, int32_t n,
+                                      int32_t k, const st_tensor **out, st_error *err);
+
+#endif
