@@ -1,15 +1,16 @@
 #!/usr/bin/python3
-"""A race with llama.cpp on the same random weights: prompt processing and generation, one stream.
+"""A race with llama.cpp on the same random weights: prompt, generation at depth and batched.
 
-    llama_bench.py [--preset ds2-1.5b] [--rounds 5] [--threads 2] [--prompt 512] [--generate 64]
+    llama_bench.py [--preset ds2-1.5b] [--quant int8|int4] [--rounds 5] [--threads 2]
+                   [--prompt 512] [--generate 32] [--depth 8192] [--batch 16]
                    [--starling build/starling] [--cache DIR] [--json]
 
 llama.cpp (npm package of tests/js, its own defaults: weights repacked for the CPU, F16 KV, flash
-attention where it wants it) runs the checkpoint as Q8_0 GGUF, Starling runs it as published W8A8
-INT8. Both read about the same bytes a token. The two take turns, one measurement each per round,
-so that a slow minute of the machine hits both; medians, and the ratio of medians (above 1:
-Starling is faster) with its spread over the rounds. Checkpoints are made once and kept in --cache
-(3.4 GB for ds2-1.5b).
+attention where it wants it) runs the checkpoint as GGUF, Q8_0 or Q4_0; Starling runs it as
+published, W8A8 INT8 or INT4 in groups of 128, with BF16 KV unless --kv-cache-dtype says otherwise.
+The two take turns, one measurement each per round, so that a slow minute of the machine hits both;
+medians, and the ratio of medians (above 1: Starling is faster) with its spread over the rounds.
+Checkpoints are made once and kept in --cache (3.4 GB for ds2-1.5b in INT8).
 """
 import argparse
 import json
@@ -28,21 +29,35 @@ import libllama  # noqa: E402
 import make_checkpoint  # noqa: E402
 
 FLASH_AUTO = -1
+# --quant -> dtype for make_checkpoint, type for gguf
+QUANTS = {'int8': ('W8A8', 'Q8_0'), 'int4': ('W4A16', 'Q4_0')}
 
 
-def prepare(cache, preset):
-    """Returns (W8A8 folder, Q8_0 file), made when missing."""
-    folder = os.path.join(cache, preset + '-w8a8')
-    path = os.path.join(cache, preset + '-q8_0.gguf')
-    if not os.path.exists(os.path.join(folder, 'config.json')):
-        print(f'making {folder}', file=sys.stderr)
-        make_checkpoint.make(folder, preset, 'W8A8',
-                             tokenizer=os.path.join(ROOT, 'models', 'lexicon', 'int8'))
+def prepare(cache, preset, quant):
+    """Returns (checkpoint folder, GGUF file), made when missing."""
+    dtype, ggml = QUANTS[quant]
+    folder = os.path.join(cache, f'{preset}-{dtype.lower()}')
+    path = os.path.join(cache, f'{preset}-{ggml.lower()}.gguf')
+    source = os.path.join(cache, f'{preset}-w8a8')  # what both GGUF files are made of
+    for d, kind in ((folder, dtype), (source, 'W8A8')):
+        if not os.path.exists(os.path.join(d, 'config.json')):
+            print(f'making {d}', file=sys.stderr)
+            make_checkpoint.make(d, preset, kind,
+                                 tokenizer=os.path.join(ROOT, 'models', 'lexicon', 'int8'))
     if not os.path.exists(path):
         print(f'making {path}', file=sys.stderr)
-        gguf.convert(folder, path + '.part', gguf.GGML_Q8_0)
+        gguf.convert(source, path + '.part', gguf.TYPES[ggml])
         os.replace(path + '.part', path)
     return folder, path
+
+
+def median_seconds(calls):
+    times = []
+    for call in calls:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
 
 
 class LlamaSide:
@@ -50,50 +65,84 @@ class LlamaSide:
         llama = libllama.Llama(package)
         self.version = llama.lib.llama_version().decode()
         self.args = args
-        n_ctx = max(args.prompt, args.generate)
-        self.session = libllama.Session(llama, path, n_ctx, args.threads, libllama.GGML_F16,
-                                        FLASH_AUTO)
-        self.tokens = [i * 7919 % self.session.n_vocab for i in range(n_ctx)]
-        self.measure()  # touches every page once
 
-    def timed(self, tokens, position):
-        start = time.perf_counter()
-        self.session.decode(tokens, position, False)
-        return time.perf_counter() - start
+        def session(positions, sequences=1, share=None):
+            return libllama.Session(llama, path, positions, args.threads, libllama.GGML_F16,
+                                    FLASH_AUTO, sequences, share)
+        self.one = session(max(args.prompt, args.generate))
+        self.deep = session(args.depth + args.generate, 1, self.one) if args.depth else None
+        self.many = session(256 * args.batch, args.batch, self.one) if args.batch > 1 else None
+        self.tokens = [i * 7919 % self.one.n_vocab for i in range(max(args.prompt, args.depth, 512))]
+        self.measure_short()  # touches every page once
+        for at in range(0, args.depth, 512):
+            print(f'\rllama.cpp: context {at} of {args.depth}', end='', file=sys.stderr)
+            self.deep.decode(self.tokens[at:min(at + 512, args.depth)], at, False)
+        print(file=sys.stderr)
+
+    def generate(self, session, position):
+        return 1 / median_seconds(
+            lambda i=i: session.decode(self.tokens[i:i + 1], position + i, False)
+            for i in range(self.args.generate))
+
+    def measure_short(self):
+        n, one = self.args.prompt, self.one
+
+        def prompt():
+            one.decode(self.tokens[:n], 0, False)
+        times = []
+        for _ in range(3):
+            one.clear()
+            times.append(median_seconds([prompt]))
+        one.clear()
+        return {'prompt': n / statistics.median(times), 'generation': self.generate(one, 0)}
 
     def measure(self):
         """tokens/s, of medians, as `starling bench` has them: of three prompts; of the steps of a
-        generation from an empty context."""
-        n, prompts, steps = self.args.prompt, [], []
-        for _ in range(3):
-            self.session.clear()
-            prompts.append(self.timed(self.tokens[:n], 0))
-        self.session.clear()
-        for i in range(self.args.generate):
-            steps.append(self.timed(self.tokens[i:i + 1], i))
-        return {'prompt': n / statistics.median(prompts),
-                'generation': 1 / statistics.median(steps)}
+        generation from an empty context, at depth, and of several sequences from empty ones."""
+        result = self.measure_short()
+        if self.args.depth:
+            result['generation at depth'] = self.generate(self.deep, self.args.depth)
+            self.deep.forget(self.args.depth)
+        if self.many:
+            self.many.clear()
+            n = self.args.batch
+            result['generation batched'] = n / median_seconds(
+                lambda i=i: self.many.step(self.tokens[i:i + n], i)
+                for i in range(self.args.generate))
+        return result
 
 
 class StarlingSide:
     def __init__(self, binary, folder, args):
+        self.args = args
         self.command = [binary, 'bench', folder, '--json', '--no-kernels', '--threads',
                         str(args.threads), '--prompt', str(args.prompt), '--generate',
-                        str(args.generate), '--depth', '0', '--batch', '1']
+                        str(args.generate), '--depth', str(args.depth), '--batch',
+                        str(args.batch), '--kv-cache-dtype', args.kv_cache_dtype]
 
     def measure(self):
         r = subprocess.run(self.command, capture_output=True, text=True)
         if r.returncode:
             sys.exit(f'{" ".join(self.command)}: exit {r.returncode}: {r.stderr.strip()}')
-        rows = {row['name']: row['value'] for row in json.loads(r.stdout)}
-        return {name: rows[name] for name in ('prompt', 'generation')}
+        rows = {(row['name'], row['shape']): row['value'] for row in json.loads(r.stdout)}
+        a = self.args
+        result = {'prompt': rows['prompt', f'{a.prompt} tokens'],
+                  'generation': rows['generation', '1 sequence at depth 0']}
+        if a.depth:
+            result['generation at depth'] = rows['generation', f'1 sequence at depth {a.depth}']
+        if a.batch > 1:
+            result['generation batched'] = rows['generation', f'{a.batch} sequences at depth 0']
+        return result
 
 
 def report(rounds, args):
-    """rounds: {side: [{prompt, generation}, …]} -> printed rows"""
+    """rounds: {side: [{name: tokens/s}, ...]} -> printed rows"""
+    shapes = {'prompt': f'{args.prompt} tokens', 'generation': 'depth 0',
+              'generation at depth': f'depth {args.depth}',
+              'generation batched': f'{args.batch} sequences'}
     rows = []
-    for name, n in (('prompt', args.prompt), ('generation', args.generate)):
-        row = {'name': name, 'tokens': n, 'unit': 'tokens/s'}
+    for name in rounds['llama.cpp'][0]:
+        row = {'name': name, 'shape': shapes[name], 'unit': 'tokens/s'}
         for side, measured in rounds.items():
             values = [m[name] for m in measured]
             row[side] = statistics.median(values)
@@ -107,7 +156,7 @@ def report(rounds, args):
         print(json.dumps(rows, indent=1))
         return
     for row in rows:
-        text = f'{row["name"]:10} {row["tokens"]:4} tokens'
+        text = f'{row["name"]:20} {row["shape"]:13}'
         for side in rounds:
             text += (f'   {side} {row[side]:8.1f} tokens/s '
                      f'[{row[side + "_min"]:.1f} .. {row[side + "_max"]:.1f}]')
@@ -120,10 +169,16 @@ def report(rounds, args):
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n\n', maxsplit=1)[0])
     ap.add_argument('--preset', default='ds2-1.5b', choices=sorted(make_checkpoint.PRESETS))
+    ap.add_argument('--quant', default='int8', choices=sorted(QUANTS))
     ap.add_argument('--rounds', type=int, default=5)
     ap.add_argument('--threads', type=int, default=2)
     ap.add_argument('--prompt', type=int, default=512)
-    ap.add_argument('--generate', type=int, default=64)
+    ap.add_argument('--generate', type=int, default=32)
+    ap.add_argument('--depth', type=int, default=8192,
+                    help='1024 times a power of two; 0: not at depth (llama.cpp takes minutes '
+                    'to get there, once)')
+    ap.add_argument('--batch', type=int, default=16, help='a power of two; 1: not batched')
+    ap.add_argument('--kv-cache-dtype', default='bf16', help="Starling's")
     ap.add_argument('--starling', default=os.path.join(ROOT, 'build', 'starling'))
     ap.add_argument('--llama-only', action='store_true', help='measure llama.cpp alone')
     ap.add_argument('--package', default=libllama.PACKAGE, help='the npm package @node-llama-cpp')
@@ -131,16 +186,18 @@ def main():
                                                     'bench'))
     ap.add_argument('--json', action='store_true')
     args = ap.parse_args()
-    folder, path = prepare(args.cache, args.preset)
+    folder, path = prepare(args.cache, args.preset, args.quant)
     sides = {'llama.cpp': LlamaSide(args.package, path, args)}
     if not args.llama_only:
         sides['starling'] = StarlingSide(args.starling, folder, args)
+        print('starling: ' + ' '.join(sides['starling'].command), file=sys.stderr)
     print(f'{args.preset}, {args.threads} threads, {args.rounds} rounds, '
-          f'llama.cpp {sides["llama.cpp"].version}', file=sys.stderr)
+          f'llama.cpp {sides["llama.cpp"].version}, {os.path.basename(path)}', file=sys.stderr)
     rounds = {name: [] for name in sides}
-    for _ in range(args.rounds):
+    for i in range(args.rounds):
         for name, side in sides.items():
             rounds[name].append(side.measure())
+            print(f'round {i + 1}: {name} {rounds[name][-1]}', file=sys.stderr)
     report(rounds, args)
     return 0
 

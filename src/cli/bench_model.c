@@ -48,16 +48,21 @@ static st_status prompt_step(runner *r, int32_t pos, int32_t count)
     return st_model_forward(r->m, &batch, r->kv, r->logits, r->err);
 }
 
-static st_status prompt(runner *r, int32_t n)
+/* Sequence 0 from position pos up to n. */
+static st_status prompt_from(runner *r, int32_t pos, int32_t n)
 {
     st_status s = ST_OK;
-    for (int32_t pos = 0; pos < n && !s; pos += STEP)
+    for (; pos < n && !s; pos += STEP)
         s = prompt_step(r, pos, n - pos < STEP ? n - pos : STEP);
     return s;
 }
 
-/* One token for each of n sequences at position pos. KV below pos need not have been computed:
- * the time does not depend on its values (it is zero at first). */
+static st_status prompt(runner *r, int32_t n)
+{
+    return prompt_from(r, 0, n);
+}
+
+/* One token for each of n sequences at position pos. */
 static st_status generate_step(runner *r, int32_t n, int32_t pos)
 {
     fill_tokens(r, n, pos);
@@ -181,8 +186,13 @@ static st_status bench_all(runner *r)
                                (double)active * 1e-6, "MB", 0);
     if (!s)
         s = bench_prompt(r);
-    for (int32_t depth = 0; depth <= r->o->depth && !s; depth = depth ? depth * 2 : 1024)
-        s = bench_generation(r, 1, depth);
+    for (int32_t depth = 0, filled = 0; depth <= r->o->depth && !s;
+         depth = depth ? depth * 2 : 1024) {
+        s = prompt_from(r, filled, depth);
+        filled = depth;
+        if (!s)
+            s = bench_generation(r, 1, depth);
+    }
     for (int32_t n = 2; n <= r->o->batch && !s; n *= 2)
         s = bench_generation(r, n, 0);
     st_bench_heading(&r->b->rows, "\nwhere the time goes");

@@ -1,10 +1,11 @@
 """Writes a Hugging Face checkpoint as GGUF, for the comparison and the race with llama.cpp.
 
-    gguf.py DIR OUT.gguf [--type F32|Q8_0]
+    gguf.py DIR OUT.gguf [--type F32|Q8_0|Q4_0]
 
 No tokenizer goes in ("no_vocab"): both sides are given token ids. The MTP layer is left out.
-F32 keeps every value; Q8_0 (blocks of 32, one float16 scale) is for benchmarks and quantizes what
-llama.cpp's own tool would: all matrices but the router's.
+F32 keeps every value; Q8_0 and Q4_0 (blocks of 32, one float16 scale) are for benchmarks and
+quantize what llama.cpp's own tool would: all matrices but the router's. (For Q4_0 that tool keeps
+some matrices, the head among them, at six bits; here all have four, which is faster.)
 """
 import argparse
 import json
@@ -19,7 +20,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from safetensors_np import Tensors  # noqa: E402
 
 ALIGNMENT = 32
-GGML_F32, GGML_Q8_0 = 0, 8
+GGML_F32, GGML_Q4_0, GGML_Q8_0 = 0, 2, 8
+TYPES = {'F32': GGML_F32, 'Q4_0': GGML_Q4_0, 'Q8_0': GGML_Q8_0}
 ARCHITECTURES = {'deepseek_v2': 'deepseek2', 'deepseek_v3': 'deepseek2', 'kimi_k2': 'deepseek2',
                  'qwen2': 'qwen2', 'qwen3': 'qwen3', 'qwen3_moe': 'qwen3moe'}
 SOFTMAX, SIGMOID = 1, 2  # expert_gating_func
@@ -56,6 +58,24 @@ def q8_0(x):
     return out.tobytes()
 
 
+def q4_0(x):
+    """float32 [..., 32 * n] -> bytes of n blocks a row: float16 scale, 16 bytes of two values each,
+    element j below element j + 16"""
+    blocks = x.reshape(-1, 32)
+    extreme = np.take_along_axis(blocks, np.abs(blocks).argmax(1)[:, None], 1)
+    scale = extreme / np.float32(-8)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    q = np.clip(np.floor(blocks * inverse + np.float32(8.5)), 0, 15).astype(np.uint8)
+    out = np.empty(len(blocks), np.dtype([('d', '<f2'), ('q', 'u1', 16)]))
+    out['d'] = scale[:, 0]
+    out['q'] = q[:, :16] | q[:, 16:] << 4
+    return out.tobytes()
+
+
+# Of a type: bytes that 32 elements take, and what makes them.
+ENCODERS = {GGML_F32: (128, lambda x: x.tobytes()), GGML_Q8_0: (34, q8_0), GGML_Q4_0: (18, q4_0)}
+
+
 class Writer:
     """Collects keys and tensors (made when written, so memory stays at one tensor)."""
 
@@ -64,7 +84,7 @@ class Writer:
         self.tensors = []  # (name, shape, type, function that returns float32)
 
     def add(self, name, shape, make, ggml_type):
-        if ggml_type == GGML_Q8_0 and (len(shape) < 2 or shape[-1] % 32):
+        if ggml_type != GGML_F32 and (len(shape) < 2 or shape[-1] % 32):
             ggml_type = GGML_F32
         self.tensors.append((name, tuple(shape), ggml_type, make))
 
@@ -75,7 +95,7 @@ class Writer:
             infos += b''.join(struct.pack('<Q', n) for n in reversed(shape))
             infos += struct.pack('<IQ', ggml_type, offset)
             n = int(np.prod(shape))
-            size = n * 4 if ggml_type == GGML_F32 else n // 32 * 34
+            size = n * ENCODERS[ggml_type][0] // 32
             offset += size + -size % ALIGNMENT
         head = struct.pack('<4sIQQ', b'GGUF', 3, len(self.tensors), len(self.keys))
         head += b''.join(gguf_string(k) + gguf_value(v) for k, v in self.keys.items()) + infos
@@ -87,7 +107,7 @@ class Writer:
                     raise ValueError(f'{name}: {x.shape}, expected {shape}')
                 for part in x.reshape(-1, shape[-1]) if x.size < 1 << 16 else np.array_split(
                         x.reshape(-1, shape[-1]), max(1, x.size >> 22)):
-                    f.write(part.tobytes() if ggml_type == GGML_F32 else q8_0(part))
+                    f.write(ENCODERS[ggml_type][1](part))
                 f.write(b'\0' * (-f.tell() % ALIGNMENT))
 
 
@@ -239,9 +259,9 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n\n', maxsplit=1)[0])
     ap.add_argument('dir')
     ap.add_argument('out')
-    ap.add_argument('--type', choices=['F32', 'Q8_0'], default='F32')
+    ap.add_argument('--type', choices=sorted(TYPES), default='F32')
     args = ap.parse_args()
-    convert(args.dir, args.out, GGML_F32 if args.type == 'F32' else GGML_Q8_0)
+    convert(args.dir, args.out, TYPES[args.type])
     return 0
 
 

@@ -85,7 +85,8 @@ class Llama:
                 ('llama_decode', i32, [ptr, Batch]), ('llama_synchronize', None, [ptr]),
                 ('llama_get_logits_ith', ctypes.POINTER(ctypes.c_float), [ptr, i32]),
                 ('llama_get_memory', ptr, [ptr]),
-                ('llama_memory_clear', None, [ptr, ctypes.c_bool])):
+                ('llama_memory_clear', None, [ptr, ctypes.c_bool]),
+                ('llama_memory_seq_rm', ctypes.c_bool, [ptr, i32, i32, i32])):
             f = getattr(lib, name)
             f.restype, f.argtypes = result, arguments
 
@@ -94,15 +95,19 @@ class Llama:
 
 
 class Session:
-    """One model and one context."""
+    """One context, of a model of its own or of another session's."""
 
-    def __init__(self, llama, path, n_ctx=512, threads=2, kv_type=GGML_F32, flash=0):
+    def __init__(self, llama, path, n_ctx=512, threads=2, kv_type=GGML_F32, flash=0, sequences=1,
+                 share=None):
+        """n_ctx: positions of all sequences together; share: a session that outlives this one"""
         self.llama, lib = llama, llama.lib
-        self.model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
+        self.shared = share is not None
+        self.model = share.model if share else lib.llama_model_load_from_file(
+            path.encode(), lib.llama_model_default_params())
         if not self.model:
             llama.fail(path)
         params = lib.llama_context_default_params()
-        params.set(CONTEXT_FIELDS, n_ctx=n_ctx, n_batch=n_ctx, n_ubatch=min(n_ctx, 512),
+        params.set(CONTEXT_FIELDS, n_ctx=n_ctx, n_seq_max=sequences, n_batch=n_ctx, n_ubatch=min(n_ctx, 512),
                    n_threads=threads, n_threads_batch=threads, type_k=kv_type, type_v=kv_type,
                    flash_attn_type=flash)
         self.context = lib.llama_init_from_model(self.model, params)
@@ -118,7 +123,8 @@ class Session:
         lib = self.llama.lib
         lib.llama_batch_free(self.batch)
         lib.llama_free(self.context)
-        lib.llama_model_free(self.model)
+        if not self.shared:
+            lib.llama_model_free(self.model)
 
     def clear(self):
         lib = self.llama.lib
@@ -131,6 +137,23 @@ class Session:
             b.token[i], b.pos[i], b.n_seq_id[i] = t, position + i, 1
             b.seq_id[i][0] = 0
             b.logits[i] = all_logits or i + 1 == len(tokens)
+        if self.llama.lib.llama_decode(self.context, b):
+            self.llama.fail('llama_decode')
+        self.llama.lib.llama_synchronize(self.context)
+
+    def forget(self, position):
+        """Drops what the first sequence holds from position on."""
+        lib = self.llama.lib
+        if not lib.llama_memory_seq_rm(lib.llama_get_memory(self.context), 0, position, -1):
+            self.llama.fail('llama_memory_seq_rm')
+
+    def step(self, tokens, position):
+        """One token for each sequence, all at the same position; every row's logits."""
+        b = self.batch
+        b.n_tokens = len(tokens)
+        for i, t in enumerate(tokens):
+            b.token[i], b.pos[i], b.n_seq_id[i], b.logits[i] = t, position, 1, 1
+            b.seq_id[i][0] = i
         if self.llama.lib.llama_decode(self.context, b):
             self.llama.fail('llama_decode')
         self.llama.lib.llama_synchronize(self.context)
