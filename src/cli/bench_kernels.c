@@ -91,8 +91,8 @@ static st_status bench_product(st_bench *b, const char *kind, int m, int n, int 
         st_ops_new(b->k, b->pool, NULL, &p.ops, NULL))
         goto done;
     st_matrix w = {dtype, n, k, data, scale, sums};
-    p.job.w = &w;
-    p.job.a = (st_act){x, (size_t)k, q, x_scale, m, k};
+    p.job.row_major = &w;
+    p.job.a = (st_act){.x = x, .ld = (size_t)k, .q = q, .scale = x_scale, .m = m, .k = k};
     b->k->quantize_rows(q, (size_t)k, x_scale, x, (size_t)k, m, k);
     status = add_product(b, kind, m, n, k, dtype, time_call(b, run_product, &p));
 done:

@@ -47,4 +47,16 @@ static inline float st_f16_to_f32(uint16_t h)
     return st_float_of_bits(st_bits_of_float(value) | sign);
 }
 
+/* E4M3 without infinities: bias 7, the largest is 448; all ones is NaN. */
+static inline float st_f8_to_f32(uint8_t b)
+{
+    uint32_t sign = (uint32_t)(b & 0x80) << 24;
+    uint32_t exponent = b >> 3 & 15, mantissa = b & 7;
+    if (exponent == 15 && mantissa == 7)
+        return st_float_of_bits(sign | 0x7fc00000u);
+    if (exponent != 0)
+        return st_float_of_bits(sign | (exponent + 120) << 23 | mantissa << 20);
+    return st_float_of_bits(st_bits_of_float((float)mantissa * 0x1p-9f) | sign);
+}
+
 #endif

@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/packed.h"
 #include "starling/dtype.h"
 #include "starling/status.h"
 
@@ -54,7 +55,25 @@ typedef struct st_attn_shape {
 typedef struct st_kernels {
     const char *name; /* "ref", "avx2", "avx512", "avx512vnni" */
 
-    /* y[i*ldy + j] = sum over k of x[i*ldx + k] * W[j][k], for i < m and n0 <= j < n1, in float32
+    /* Packed weights (packed.h). pack_block_bytes: of one block of pack_cols columns (shape's data
+     * is not read). pack_block writes a block from the rows that are its columns (rows->n <=
+     * pack_cols); dst is 64-byte aligned. */
+    int pack_cols;
+    size_t (*pack_block_bytes)(const st_packed *shape);
+    void (*pack_block)(void *dst, const st_packed *shape, const st_weight_rows *rows);
+    /* y[i*ldy + j] for i < a->m and n0 <= j < n1, n0 a multiple of pack_cols.
+     * F32, F16, BF16, F8: float32 math, one chain of multiply-adds along k per output, in order.
+     * I8: float(integer dot product) * (a->scale[i] * scale[j]).
+     * I4: groups in order: v = fma(float(integer dot product of the group), scale, v); then
+     * v * a->scale[i]. */
+    void (*matmul)(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1);
+    /* Fills a->q, a->scale and a->sum from a->x. Per row: scale = absmax/127 (1 for a row of
+     * zeros, NaN and zeros for a row that is not finite), q = round half to even of x / scale,
+     * zero beyond k. */
+    void (*quantize)(const st_act *a);
+
+    /* The same for row-major weights, until the model has packed ones.
+     * y[i*ldy + j] = sum over k of x[i*ldx + k] * W[j][k], for i < m and n0 <= j < n1, in float32
      * math; W is F32, F16 or BF16. */
     void (*matmul_f)(float *y, size_t ldy, const float *x, size_t ldx, int m, const st_matrix *w,
                      int n0, int n1);

@@ -18,7 +18,7 @@ enum {
     MATMUL_TINY_COST = 64 << 10, /* all of it on the caller */
     /* Rows of x for which reading the weights still costs more than the arithmetic. */
     MATMUL_FREE_ROWS = 4,
-    MATMUL_COLUMNS = 16, /* blocks start at multiples of this */
+    MATMUL_COLUMNS = 32, /* blocks start at multiples of this */
 };
 
 /* Holds the parts of a 60,000-token context with 128 heads of 512. Memory that no context needs is
@@ -113,21 +113,33 @@ typedef struct matmul_run {
 } matmul_run;
 
 /* What one output column of a job costs, in bytes of weights times passes. */
-static size_t column_cost(const st_matmul_job *job)
+static size_t column_cost(const st_kernels *k, const st_matmul_job *job)
 {
     size_t passes = 1 + (size_t)job->a.m / MATMUL_FREE_ROWS;
-    return (size_t)job->w->k * st_dtype_size(job->w->dtype) * passes;
+    if (job->row_major)
+        return (size_t)job->row_major->k * st_dtype_size(job->row_major->dtype) * passes;
+    return k->pack_block_bytes(job->w) / (size_t)k->pack_cols * passes;
 }
 
-static int columns_per_task(const st_matmul_job *job, size_t task_cost)
+static int job_columns(const st_matmul_job *job)
 {
-    size_t cost = column_cost(job);
+    return job->row_major ? job->row_major->n : job->w->n;
+}
+
+static int columns_per_task(const st_kernels *k, const st_matmul_job *job, size_t task_cost)
+{
+    size_t cost = column_cost(k, job);
     size_t columns = cost ? task_cost / cost : task_cost;
     columns -= columns % MATMUL_COLUMNS;
     /* A tall x would otherwise be read again for every few columns. */
     size_t least = job->a.m > 64 ? 4 * MATMUL_COLUMNS : MATMUL_COLUMNS;
     columns = columns < least ? least : columns;
     return columns > (1 << 20) ? 1 << 20 : (int)columns;
+}
+
+static bool takes_int8(const st_matmul_job *job)
+{
+    return job->row_major ? job->row_major->dtype == ST_I8 : st_weight_takes_int8(job->w->type);
 }
 
 static void add_bias(const st_matmul_job *job, int n0, int n1)
@@ -144,15 +156,18 @@ static void matmul_task(void *arg, size_t task, int worker)
     const matmul_run *run = arg;
     int i = st_ops_owner(run->ops->first_task, run->n_jobs, task);
     const st_matmul_job *job = &run->jobs[i];
-    int columns = columns_per_task(job, run->task_cost);
+    int columns = columns_per_task(run->ops->k, job, run->task_cost);
     int n0 = (int)(task - run->ops->first_task[i]) * columns;
-    int n1 = job->w->n - n0 < columns ? job->w->n : n0 + columns;
+    int n = job_columns(job), n1 = n - n0 < columns ? n : n0 + columns;
+    const st_matrix *rows = job->row_major;
     const st_kernels *k = run->ops->k;
-    if (job->w->dtype == ST_I8)
-        k->matmul_i8(job->y, job->ldy, job->a.q, (size_t)job->a.k, job->a.scale, job->a.m, job->w,
-                     n0, n1);
+    if (!rows)
+        k->matmul(job->y, job->ldy, &job->a, job->w, n0, n1);
+    else if (rows->dtype == ST_I8)
+        k->matmul_i8(job->y, job->ldy, job->a.q, (size_t)job->a.k, job->a.scale, job->a.m, rows, n0,
+                     n1);
     else
-        k->matmul_f(job->y, job->ldy, job->a.x, job->a.ld, job->a.m, job->w, n0, n1);
+        k->matmul_f(job->y, job->ldy, job->a.x, job->a.ld, job->a.m, rows, n0, n1);
     if (job->bias)
         add_bias(job, n0, n1);
 }
@@ -162,7 +177,7 @@ static void matmul_slice(st_ops *ops, const st_matmul_job *jobs, int n)
     size_t tasks = 0, cost = 0;
     for (int i = 0; i < n; i++)
         if (jobs[i].a.m > 0)
-            cost += column_cost(&jobs[i]) * (size_t)jobs[i].w->n;
+            cost += column_cost(ops->k, &jobs[i]) * (size_t)job_columns(&jobs[i]);
     size_t share = cost / MATMUL_TASKS_PER_THREAD / (size_t)st_pool_threads(ops->pool);
     share = share < MATMUL_LEAST_COST ? MATMUL_LEAST_COST : share;
     share = share > MATMUL_MOST_COST ? MATMUL_MOST_COST : share;
@@ -170,8 +185,8 @@ static void matmul_slice(st_ops *ops, const st_matmul_job *jobs, int n)
         ops->first_task[i] = tasks;
         if (jobs[i].a.m <= 0)
             continue;
-        int columns = columns_per_task(&jobs[i], share);
-        tasks += ((size_t)jobs[i].w->n + (size_t)columns - 1) / (size_t)columns;
+        int columns = columns_per_task(ops->k, &jobs[i], share);
+        tasks += ((size_t)job_columns(&jobs[i]) + (size_t)columns - 1) / (size_t)columns;
     }
     ops->first_task[n] = tasks;
     matmul_run run = {ops, jobs, n, share};
@@ -184,6 +199,5 @@ void st_op_matmul(st_ops *ops, const st_matmul_job *jobs, int n_jobs)
     for (int i = 0; i < n_jobs; i += OPS_SLICE)
         matmul_slice(ops, jobs + i, n_jobs - i < OPS_SLICE ? n_jobs - i : OPS_SLICE);
     if (n_jobs > 0)
-        ops->ns[jobs[0].w->dtype == ST_I8 ? ST_OP_MATMUL_I8 : ST_OP_MATMUL_F] +=
-            st_now_ns() - start;
+        ops->ns[takes_int8(&jobs[0]) ? ST_OP_MATMUL_I8 : ST_OP_MATMUL_F] += st_now_ns() - start;
 }

@@ -17,18 +17,10 @@ void st_ops_free(st_ops *ops);
 const st_kernels *st_ops_kernels(const st_ops *ops);
 st_pool *st_ops_pool(const st_ops *ops);
 
-/* An activation matrix: float rows, and their int8 form where an I8 weight will be used. */
-typedef struct st_act {
-    const float *x; /* [m, k], row stride ld */
-    size_t ld;
-    int8_t *q;    /* [m, k], row stride k, by quantize_rows; may be NULL */
-    float *scale; /* [m] */
-    int32_t m, k;
-} st_act;
-
-/* y[m, w->n] (row stride ldy) = a . W^T (+ bias[n] when not NULL). An I8 weight needs a->q. */
+/* y[m, w->n] (row stride ldy) = a . W^T (+ bias[n] when not NULL). I8 and I4 need a.q. */
 typedef struct st_matmul_job {
-    const st_matrix *w;
+    const st_packed *w;
+    const st_matrix *row_major; /* instead of w, until the model has packed weights */
     st_act a;
     float *y;
     size_t ldy;

@@ -142,7 +142,7 @@ static inline st_act st_rows_act(const st_rows *r, int32_t first, int32_t m)
 
 static inline st_matmul_job st_linear_job(const st_linear *l, st_act a, float *y, size_t ldy)
 {
-    return (st_matmul_job){.w = &l->w, .a = a, .y = y, .ldy = ldy, .bias = l->bias};
+    return (st_matmul_job){.row_major = &l->w, .a = a, .y = y, .ldy = ldy, .bias = l->bias};
 }
 
 /* How many rows of `width` elements one task of a per-row loop takes: enough work to be worth

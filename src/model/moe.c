@@ -149,7 +149,7 @@ void st_moe_run(st_model *m, const st_step *s, const st_layer *l)
 {
     st_work *w = &m->work;
     const st_model_config *c = &m->config;
-    st_matmul_job router = {.w = &l->moe.router,
+    st_matmul_job router = {.row_major = &l->moe.router,
                             .a = st_rows_act(&w->in, 0, s->n),
                             .y = w->router,
                             .ldy = (size_t)c->n_experts};

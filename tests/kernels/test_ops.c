@@ -27,7 +27,7 @@ static void job_new(job_data *d, st_dtype dtype, int m, int n, int k, bool bias,
     size_t ldy = (size_t)n + 2;
     d->want = kt_new((size_t)m * ldy, 4);
     d->got = kt_new((size_t)m * ldy, 4);
-    st_matmul_job job = {.w = &d->w.m,
+    st_matmul_job job = {.row_major = &d->w.m,
                          .a = {.x = x, .ld = ld, .q = d->q.p, .scale = d->scale.p, .m = m, .k = k},
                          .y = d->got.p,
                          .ldy = ldy,

@@ -7,6 +7,7 @@
 #include "kernels/avx2/vec_avx2.h"
 #include "kernels/float_bits.h"
 #include "kernels/kv_rows.h"
+#include "kernels/ref/ref.h"
 #include "kernels/simd/simd_macros.h"
 #include "kernels/simd/simd_math.inc"
 
@@ -17,6 +18,11 @@
 
 const st_kernels st_kernels_avx2 = {
     .name = "avx2",
+    .pack_cols = ST_REF_PACK_COLS,
+    .pack_block_bytes = st_ref_pack_block_bytes,
+    .pack_block = st_ref_pack_block,
+    .matmul = st_ref_matmul,
+    .quantize = st_ref_quantize,
     .matmul_f = st_simd_matmul_f,
     .matmul_i8 = st_avx2_matmul_i8,
     .quantize_rows = st_simd_quantize_rows,

@@ -9,6 +9,7 @@
 #include "kernels/avx512/vec_avx512.h"
 #include "kernels/float_bits.h"
 #include "kernels/kv_rows.h"
+#include "kernels/ref/ref.h"
 #include "kernels/simd/simd_macros.h"
 #include "kernels/simd/simd_math.inc"
 
@@ -19,15 +20,17 @@
 
 #define AVX512_TABLE(table_name, int8_product, int8_peak)                                          \
     {                                                                                              \
-        .name = table_name, .matmul_f = st_simd_matmul_f, .matmul_i8 = int8_product,               \
-        .quantize_rows = st_simd_quantize_rows, .rmsnorm = st_simd_rmsnorm,                        \
-        .rope_interleaved = st_simd_rope_interleaved, .rope_half = st_simd_rope_half,              \
-        .silu_mul = st_simd_silu_mul, .add = st_simd_add, .add_scaled = st_simd_add_scaled,        \
-        .softmax = st_simd_softmax, .to_bf16 = st_simd_to_bf16, .to_f32 = st_simd_to_f32,          \
-        .attention_mla = st_simd_attention_mla, .attention_gqa = st_simd_attention_gqa,            \
-        .attn_scratch = st_simd_attn_scratch, .attention_part = st_simd_attention_part,            \
-        .attention_merge = st_simd_attention_merge, .peak_float = st_simd_peak_float,              \
-        .peak_i8 = int8_peak, .peak_read = st_simd_peak_read,                                      \
+        .name = table_name, .pack_cols = ST_REF_PACK_COLS,                                         \
+        .pack_block_bytes = st_ref_pack_block_bytes, .pack_block = st_ref_pack_block,              \
+        .matmul = st_ref_matmul, .quantize = st_ref_quantize, .matmul_f = st_simd_matmul_f,        \
+        .matmul_i8 = int8_product, .quantize_rows = st_simd_quantize_rows,                         \
+        .rmsnorm = st_simd_rmsnorm, .rope_interleaved = st_simd_rope_interleaved,                  \
+        .rope_half = st_simd_rope_half, .silu_mul = st_simd_silu_mul, .add = st_simd_add,          \
+        .add_scaled = st_simd_add_scaled, .softmax = st_simd_softmax, .to_bf16 = st_simd_to_bf16,  \
+        .to_f32 = st_simd_to_f32, .attention_mla = st_simd_attention_mla,                          \
+        .attention_gqa = st_simd_attention_gqa, .attn_scratch = st_simd_attn_scratch,              \
+        .attention_part = st_simd_attention_part, .attention_merge = st_simd_attention_merge,      \
+        .peak_float = st_simd_peak_float, .peak_i8 = int8_peak, .peak_read = st_simd_peak_read,    \
     }
 
 const st_kernels st_kernels_avx512 = AVX512_TABLE("avx512", st_avx2_matmul_i8, st_avx2_peak_i8);

@@ -3,6 +3,11 @@
 
 const st_kernels st_kernels_ref = {
     .name = "ref",
+    .pack_cols = ST_REF_PACK_COLS,
+    .pack_block_bytes = st_ref_pack_block_bytes,
+    .pack_block = st_ref_pack_block,
+    .matmul = st_ref_matmul,
+    .quantize = st_ref_quantize,
     .matmul_f = st_ref_matmul_f,
     .matmul_i8 = st_ref_matmul_i8,
     .quantize_rows = st_ref_quantize_rows,
