@@ -82,15 +82,6 @@ static void futex_wake(_Atomic uint32_t *word, int n)
     syscall(SYS_futex, (uint32_t *)word, FUTEX_WAKE_PRIVATE, n, NULL, NULL, 0);
 }
 
-static void relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
 /* Takes and runs tasks until the loop has none left to take. */
 static void work(st_pool *p, int index)
 {
@@ -120,7 +111,7 @@ static bool spin_for_work(st_pool *p)
             if ((uint32_t)atomic_load_explicit(&p->state, memory_order_acquire) != 0 ||
                 atomic_load_explicit(&p->stop, memory_order_acquire))
                 return true;
-            relax();
+            st_relax();
         }
     } while (st_now_ns() < until);
     return false;
@@ -158,7 +149,7 @@ static void wait_done(st_pool *p)
         for (int i = 0; i < SPINS_PER_CLOCK; i++) {
             if (atomic_load_explicit(&p->pending, memory_order_acquire) == 0)
                 return;
-            relax();
+            st_relax();
         }
         uint64_t now = st_now_ns();
         if (until == 0)

@@ -29,4 +29,14 @@ int st_pool_threads(const st_pool *pool);
 typedef void st_task_fn(void *arg, size_t task, int worker);
 void st_pool_run(st_pool *pool, size_t n_tasks, st_task_fn *fn, void *arg);
 
+/* What a thread does between two looks at a word that another will write. */
+static inline void st_relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
 #endif

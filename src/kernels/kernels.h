@@ -91,8 +91,9 @@ typedef struct st_kernels {
      * interleaved: pairs (2i, 2i+1); half: pairs (i, i + d/2). */
     void (*rope_interleaved)(float *x, int d, const float *cos_sin);
     void (*rope_half)(float *x, int d, const float *cos_sin);
-    /* y[i] = silu(gate[i]) * up[i]; y may be gate. */
-    void (*silu_mul)(float *y, const float *gate, const float *up, int n);
+    /* y[i*ldy + j] = silu(gate[i*ld + j]) * up[i*ld + j] for i < m, j < n; y may be gate. */
+    void (*silu_mul)(float *y, size_t ldy, const float *gate, const float *up, size_t ld, int m,
+                     int n);
     void (*add)(float *y, const float *x, int n);                 /* y += x */
     void (*add_scaled)(float *y, const float *x, float a, int n); /* y += a*x */
     /* In place; returns the log of the sum before normalisation (max included). */

@@ -31,7 +31,7 @@ const char *st_op_kind_name(st_op_kind kind)
         [ST_OP_MATMUL_F] = "matmul (float)", [ST_OP_MATMUL_I8] = "matmul (int8)",
         [ST_OP_ATTENTION] = "attention",     [ST_OP_NORM] = "norm",
         [ST_OP_QUANTIZE] = "quantize",       [ST_OP_ELEMENTWISE] = "elementwise",
-        [ST_OP_ROUTER] = "router",
+        [ST_OP_ROUTER] = "router",           [ST_OP_EXPERTS] = "experts",
     };
     return (unsigned)kind < ST_OP_KIND_COUNT ? names[kind] : "unknown";
 }
@@ -45,8 +45,14 @@ st_status st_ops_new(const st_kernels *k, st_pool *pool, const st_attn_shape *ma
         return st_fail(err, ST_ENOMEM, "no memory for operators");
     ops->k = k;
     ops->pool = pool;
+    size_t threads = (size_t)st_pool_threads(pool), total;
+    ops->expert_floats = 2 * EXPERT_MOST_ROWS * (size_t)k->pack_cols;
+    ops->expert_scratch = aligned_alloc(64, threads * ops->expert_floats * sizeof(float));
+    if (!ops->expert_scratch) {
+        st_ops_free(ops);
+        return st_fail(err, ST_ENOMEM, "no memory for the experts of %zu threads", threads);
+    }
     if (max_attn) {
-        size_t threads = (size_t)st_pool_threads(pool), total;
         ops->scratch_bytes = (k->attn_scratch(max_attn) + 4095) & ~(size_t)4095;
         if (!st_mul_size(ops->scratch_bytes, threads, &total) ||
             !(ops->scratch = aligned_alloc(4096, total))) {
@@ -71,6 +77,7 @@ void st_ops_free(st_ops *ops)
 {
     if (!ops)
         return;
+    free(ops->expert_scratch);
     free(ops->parts);
     free(ops->scratch);
     free(ops);

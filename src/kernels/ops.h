@@ -45,6 +45,7 @@ typedef enum st_op_kind {
     ST_OP_QUANTIZE,
     ST_OP_ELEMENTWISE,
     ST_OP_ROUTER,
+    ST_OP_EXPERTS, /* gated MLPs, dense ones too: products, activation, quantization */
     ST_OP_KIND_COUNT
 } st_op_kind;
 /* Runs a loop of the caller's own making on the pool and books its time under kind. */

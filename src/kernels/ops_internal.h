@@ -8,7 +8,8 @@
 enum {
     OPS_SLICE = 1024, /* jobs or sequences planned at once */
     /* Rows (query, head) that attention handles together: KV is read once for them. */
-    OPS_ATTN_ROWS = 64
+    OPS_ATTN_ROWS = 64,
+    EXPERT_MOST_ROWS = 288 /* of an expert's gate|up or down task */
 };
 
 struct st_ops {
@@ -20,6 +21,8 @@ struct st_ops {
     size_t scratch_bytes;             /* of a piece */
     float *parts;                     /* split attention's intermediate results */
     size_t parts_cap;                 /* in floats */
+    float *expert_scratch;            /* a block of gate and of up for each worker */
+    size_t expert_floats;             /* of a worker */
 };
 
 /* The job or sequence that task belongs to: the last i with first_task[i] <= task. */

@@ -17,7 +17,7 @@ static void silu_task(void *arg, size_t task, int worker)
     h.k = width;
     for (; row < end; row++) {
         size_t at = (size_t)row * (size_t)width;
-        r->m->k->silu_mul(h.x + at, w->gate + at, w->up + at, width);
+        r->m->k->silu_mul(h.x + at, 0, w->gate + at, w->up + at, 0, 1, width);
         if (r->l->quantize_down)
             st_quantize_row(r->m, &h, row);
     }

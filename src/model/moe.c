@@ -87,8 +87,8 @@ static void silu_task(void *arg, size_t task, int worker)
         int32_t at = shared ? row - routed : row;
         h.k = shared ? r->l->moe.shared.gate.w.n : m->config.moe_intermediate_size;
         size_t first = (size_t)at * (size_t)h.k;
-        m->k->silu_mul(h.x + first, (shared ? w->gate : w->e_gate) + first,
-                       (shared ? w->up : w->e_up) + first, h.k);
+        m->k->silu_mul(h.x + first, 0, (shared ? w->gate : w->e_gate) + first,
+                       (shared ? w->up : w->e_up) + first, 0, 1, h.k);
         if (r->l->quantize_down)
             st_quantize_row(m, &h, at);
     }

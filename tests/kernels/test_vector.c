@@ -93,14 +93,14 @@ static void silu_mul_matches(void **state)
             float *g = kt_floats(&gb, (size_t)n), *u = kt_floats(&ub, (size_t)n), *y = yb.p;
             for (int i = 0; i < n; i++)
                 g[i] = n > 30 && i < 16 ? special(i) : g[i] * 10;
-            kt_tables[t]->silu_mul(y, g, u, n);
+            kt_tables[t]->silu_mul(y, (size_t)n, g, u, (size_t)n, 1, n);
             for (int i = 0; i < n; i++) {
                 double want = silu(g[i]) * u[i];
                 if (fabs(want) < 1e-36 && fabs(y[i]) < 1e-36)
                     continue; /* e^x near the denormals: absolute, not relative */
                 check_close(kt_tables[t]->name, "silu_mul", y[i], want, 1e-6);
             }
-            kt_tables[t]->silu_mul(g, g, u, n); /* y may be gate */
+            kt_tables[t]->silu_mul(g, 0, g, u, 0, 1, n); /* y may be gate */
             for (int i = 0; i < n; i++)
                 assert_true(g[i] == y[i] || (isnan(g[i]) && isnan(y[i])));
             kt_free(&gb);

@@ -21,7 +21,8 @@ void st_ref_rmsnorm(float *y, size_t ldy, const float *x, size_t ldx, const floa
                     int d, float eps);
 void st_ref_rope_interleaved(float *x, int d, const float *cos_sin);
 void st_ref_rope_half(float *x, int d, const float *cos_sin);
-void st_ref_silu_mul(float *y, const float *gate, const float *up, int n);
+void st_ref_silu_mul(float *y, size_t ldy, const float *gate, const float *up, size_t ld, int m,
+                     int n);
 void st_ref_add(float *y, const float *x, int n);
 void st_ref_add_scaled(float *y, const float *x, float a, int n);
 float st_ref_softmax(float *x, int n);

@@ -38,10 +38,12 @@ void st_ref_rope_half(float *x, int d, const float *cos_sin)
         rotate(&x[i], &x[i + d / 2], cos_sin[i], cos_sin[d / 2 + i]);
 }
 
-void st_ref_silu_mul(float *y, const float *gate, const float *up, int n)
+void st_ref_silu_mul(float *y, size_t ldy, const float *gate, const float *up, size_t ld, int m,
+                     int n)
 {
-    for (int i = 0; i < n; i++)
-        y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    for (int i = 0; i < m; i++, y += ldy, gate += ld, up += ld)
+        for (int j = 0; j < n; j++)
+            y[j] = gate[j] / (1.0f + expf(-gate[j])) * up[j];
 }
 
 void st_ref_add(float *y, const float *x, int n)
