@@ -49,7 +49,7 @@ typedef struct st_engine_options {
     size_t kv_cache_memory;         /* bytes; 0: half of the available memory, at most what
                                        max_num_seqs * max_model_len tokens need */
     int32_t num_kv_blocks;          /* overrides kv_cache_memory; 0: not */
-    st_dtype kv_dtype;              /* ST_BF16 or ST_F32 */
+    st_dtype kv_dtype;              /* ST_BF16, ST_F32 or ST_I8 */
     bool disable_prefix_caching;
     int32_t max_waiting; /* queue bound; 0: 8192 */
 

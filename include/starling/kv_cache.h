@@ -18,11 +18,13 @@
 #include <stdint.h>
 
 #include "starling/dtype.h"
+#include "starling/kv_row.h"
 #include "starling/status.h"
 
 typedef struct st_kv_store {
     int32_t n_layers, n_blocks, block_size;
-    st_dtype dtype; /* BF16 or F32 */
+    st_dtype dtype; /* BF16, F32 or I8 */
+    st_kv_row_shape row;
     int32_t row_elems;
     size_t row_bytes, block_bytes; /* of one layer */
     unsigned char **layers;        /* [n_layers]: n_blocks * block_bytes each, 64-byte aligned */
@@ -30,9 +32,9 @@ typedef struct st_kv_store {
 
 /* Bytes that a store of these sizes takes; ST_EINVAL when they overflow or make no sense. */
 ST_NODISCARD st_status st_kv_store_bytes(int32_t n_layers, int32_t n_blocks, int32_t block_size,
-                                         st_dtype dtype, int32_t row_elems, size_t *bytes);
+                                         st_dtype dtype, st_kv_row_shape row, size_t *bytes);
 ST_NODISCARD st_status st_kv_store_new(int32_t n_layers, int32_t n_blocks, int32_t block_size,
-                                       st_dtype dtype, int32_t row_elems, st_kv_store **out,
+                                       st_dtype dtype, st_kv_row_shape row, st_kv_store **out,
                                        st_error *err);
 void st_kv_store_free(st_kv_store *s);
 

@@ -71,6 +71,9 @@ typedef struct st_model_config {
 /* True when layer has routed experts. */
 bool st_model_layer_is_moe(const st_model_config *c, int32_t layer);
 
+/* One token's KV row in one layer. */
+st_kv_row_shape st_config_kv_row(const st_model_config *c);
+
 /* Loading in steps, for progress bars: called from the loading thread; done <= total, bytes. */
 typedef void st_progress_fn(void *user, size_t done, size_t total);
 
@@ -100,8 +103,9 @@ const char *st_model_kernels_name(const st_model *m);
 int32_t st_model_max_len(const st_model *m);
 int32_t st_model_max_batch_tokens(const st_model *m); /* largest st_batch.n_tokens */
 int32_t st_model_max_outputs(const st_model *m);      /* largest st_batch.n_outputs */
-/* Elements of one token's KV row in one layer (MLA: kv_lora + rope; GQA: 2 * n_kv_heads *
- * head_dim). */
+/* One token's KV row in one layer, and its number of elements (MLA: kv_lora + rope; GQA:
+ * 2 * n_kv_heads * head_dim). */
+st_kv_row_shape st_model_kv_row(const st_model *m);
 int32_t st_model_kv_row_elems(const st_model *m);
 /* A 64-bit digest of config and tensor metadata: part of the prefix cache's root hash, so that KV
  * of different checkpoints never mixes. */

@@ -21,15 +21,28 @@ typedef struct kv_store_full {
     size_t map_bytes;
 } kv_store_full;
 
-static st_status measure(int32_t n_layers, int32_t n_blocks, int32_t block_size, st_dtype dtype,
-                         int32_t row_elems, kv_sizes *z)
+/* A row's elements fit int32, and so does what I8 adds to them. */
+static bool row_makes_sense(st_kv_row_shape row)
 {
-    if (n_layers < 1 || n_blocks < 1 || block_size < 1 || row_elems < 1)
+    if (row.n_vectors < 0 || row.vector < 0 || row.plain < 0)
+        return false;
+    int64_t elems = (int64_t)row.n_vectors * row.vector;
+    return elems <= INT32_MAX / 2 && row.plain <= INT32_MAX / 2 && elems + row.plain > 0 &&
+           row.n_vectors <= elems;
+}
+
+static st_status measure(int32_t n_layers, int32_t n_blocks, int32_t block_size, st_dtype dtype,
+                         st_kv_row_shape row, kv_sizes *z)
+{
+    if (n_layers < 1 || n_blocks < 1 || block_size < 1 || !row_makes_sense(row))
         return ST_EINVAL;
-    if (dtype != ST_BF16 && dtype != ST_F32)
+    if (dtype != ST_BF16 && dtype != ST_F32 && dtype != ST_I8)
         return ST_EINVAL;
-    if (!st_mul_size((size_t)row_elems, st_dtype_size(dtype), &z->row_bytes) ||
-        !st_mul_size(z->row_bytes, (size_t)block_size, &z->block_bytes) ||
+    if (dtype == ST_I8)
+        z->row_bytes = st_kv_i8_row_bytes(row);
+    else if (!st_mul_size((size_t)st_kv_row_elems(row), st_dtype_size(dtype), &z->row_bytes))
+        return ST_EINVAL;
+    if (!st_mul_size(z->row_bytes, (size_t)block_size, &z->block_bytes) ||
         !st_mul_size(z->block_bytes, (size_t)n_blocks, &z->layer_bytes) ||
         !st_add_size(z->layer_bytes, LAYER_ALIGN - 1, &z->layer_bytes))
         return ST_EINVAL;
@@ -40,25 +53,27 @@ static st_status measure(int32_t n_layers, int32_t n_blocks, int32_t block_size,
 }
 
 st_status st_kv_store_bytes(int32_t n_layers, int32_t n_blocks, int32_t block_size, st_dtype dtype,
-                            int32_t row_elems, size_t *bytes)
+                            st_kv_row_shape row, size_t *bytes)
 {
     kv_sizes z;
-    st_status st = measure(n_layers, n_blocks, block_size, dtype, row_elems, &z);
+    st_status st = measure(n_layers, n_blocks, block_size, dtype, row, &z);
     if (st == ST_OK)
         *bytes = z.total;
     return st;
 }
 
 st_status st_kv_store_new(int32_t n_layers, int32_t n_blocks, int32_t block_size, st_dtype dtype,
-                          int32_t row_elems, st_kv_store **out, st_error *err)
+                          st_kv_row_shape row, st_kv_store **out, st_error *err)
 {
     *out = NULL;
     kv_sizes z;
-    if (measure(n_layers, n_blocks, block_size, dtype, row_elems, &z) != ST_OK)
+    if (measure(n_layers, n_blocks, block_size, dtype, row, &z) != ST_OK)
         return st_fail(err, ST_EINVAL,
-                       "KV cache: %d layers x %d blocks x %d rows x %d elements of %s: every count "
-                       "must be positive, the type BF16 or F32, and the total addressable",
-                       n_layers, n_blocks, block_size, row_elems, st_dtype_name(dtype));
+                       "KV cache: %d layers x %d blocks x %d rows x (%d x %d + %d) elements of %s: "
+                       "every count must be positive, the type BF16, F32 or I8, and the total "
+                       "addressable",
+                       n_layers, n_blocks, block_size, row.n_vectors, row.vector, row.plain,
+                       st_dtype_name(dtype));
     kv_store_full *s = calloc(1, sizeof *s);
     unsigned char **layers = calloc((size_t)n_layers, sizeof *layers);
     if (!s || !layers) {
@@ -85,7 +100,8 @@ st_status st_kv_store_new(int32_t n_layers, int32_t n_blocks, int32_t block_size
                            .n_blocks = n_blocks,
                            .block_size = block_size,
                            .dtype = dtype,
-                           .row_elems = row_elems,
+                           .row = row,
+                           .row_elems = st_kv_row_elems(row),
                            .row_bytes = z.row_bytes,
                            .block_bytes = z.block_bytes,
                            .layers = layers};

@@ -208,8 +208,8 @@ static st_status prepare(runner *r, st_error *err)
         o->depth + o->generate + 1 > o->prompt ? o->depth + o->generate + 1 : o->prompt;
     r->blocks_each = (longest + BLOCK - 1) / BLOCK;
     int32_t blocks = r->blocks_each + (o->batch - 1) * ((o->generate + BLOCK) / BLOCK + 1);
-    st_status s = st_kv_store_new(c->n_layers, blocks, BLOCK, o->kv_dtype,
-                                  st_model_kv_row_elems(r->m), &r->kv, err);
+    st_status s = st_kv_store_new(c->n_layers, blocks, BLOCK, o->kv_dtype, st_model_kv_row(r->m),
+                                  &r->kv, err);
     if (s)
         return s;
     size_t width = o->batch > STEP ? (size_t)o->batch : STEP;

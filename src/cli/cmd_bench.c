@@ -57,7 +57,7 @@ static st_status run(st_bench *b, const bench_args *a, st_error *err)
     return s;
 }
 
-static int check(const bench_args *a)
+static int check(bench_args *a)
 {
     const char *wrong = a->json && a->csv ? "--json and --csv exclude each other"
                         : a->plot && a->no_model
@@ -67,11 +67,7 @@ static int check(const bench_args *a)
         fprintf(stderr, "starling bench: %s\n", wrong);
         return ST_EXIT_USAGE;
     }
-    if (strcmp(a->kv_dtype, "f32") == 0 || strcmp(a->kv_dtype, "bf16") == 0)
-        return ST_EXIT_OK;
-    fprintf(stderr, "starling bench: --kv-cache-dtype does not take '%s': expected f32 or bf16\n",
-            a->kv_dtype);
-    return ST_EXIT_USAGE;
+    return st_opt_kv_dtype("bench", a->kv_dtype, &a->model.kv_dtype) ? ST_EXIT_OK : ST_EXIT_USAGE;
 }
 
 /* What is wrong with a checkpoint is better known before the machine is measured than after. */
@@ -118,7 +114,8 @@ int st_cmd_bench(int argc, char **argv)
          0, 1 << 20},
         {"--batch", ST_OPT_INT, &a.model.batch, "N", "most sequences at once, 1, 2, 4, ... (16)", 1,
          1024},
-        {"--kv-cache-dtype", ST_OPT_STRING, &a.kv_dtype, "TYPE", "bf16 (default) or f32", 0, 0},
+        {"--kv-cache-dtype", ST_OPT_STRING, &a.kv_dtype, "TYPE", "bf16 (default), f32 or int8", 0,
+         0},
         {"--threads", ST_OPT_INT, &a.model.threads, "N", "worker threads (0: all processors)", 0,
          1024},
         {"--kernels", ST_OPT_STRING, &a.kernels, "NAME", "kernel table (default: the best)", 0, 0},
@@ -134,7 +131,6 @@ int st_cmd_bench(int argc, char **argv)
     if (!a.no_model && st_model_dir(n_args ? args[0] : NULL, dir, sizeof dir))
         return ST_EXIT_FAILED;
     a.model.dir = dir;
-    a.model.kv_dtype = strcmp(a.kv_dtype, "f32") == 0 ? ST_F32 : ST_BF16;
     st_bench b = {.quick = a.quick,
                   .rows = {.live = !a.json && !a.csv},
                   .by_depth = {"Generation, one sequence (tokens/s)", "context depth", 0, {0}, {0}},

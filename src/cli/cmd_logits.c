@@ -16,6 +16,7 @@
 typedef struct logits_args {
     const char *tokens, *out, *kv_dtype, *kernels;
     int32_t chunk, threads, block_size, top;
+    st_dtype kv;
 } logits_args;
 
 typedef struct id_list {
@@ -199,9 +200,8 @@ static st_status prepare(logits_run *r, const logits_args *a, const st_model_opt
         return status;
     int32_t vocab = st_model_get_config(r->m)->vocab_size;
     int32_t blocks = (r->ids->n - 1) / a->block_size + 1;
-    st_dtype dtype = strcmp(a->kv_dtype, "bf16") == 0 ? ST_BF16 : ST_F32;
-    status = st_kv_store_new(st_model_get_config(r->m)->n_layers, blocks, a->block_size, dtype,
-                             st_model_kv_row_elems(r->m), &r->kv, err);
+    status = st_kv_store_new(st_model_get_config(r->m)->n_layers, blocks, a->block_size, a->kv,
+                             st_model_kv_row(r->m), &r->kv, err);
     if (status)
         return status;
     r->table = malloc((size_t)blocks * sizeof *r->table);
@@ -267,7 +267,8 @@ int st_cmd_logits(int argc, char **argv)
          0, 0},
         {"--out|-o", ST_OPT_STRING, &a.out, "FILE", "write a .npy file", 0, 0},
         {"--top", ST_OPT_INT, &a.top, "N", "candidates to print without --out (5)", 1, 100},
-        {"--kv-cache-dtype", ST_OPT_STRING, &a.kv_dtype, "TYPE", "f32 (default) or bf16", 0, 0},
+        {"--kv-cache-dtype", ST_OPT_STRING, &a.kv_dtype, "TYPE", "f32 (default), bf16 or int8", 0,
+         0},
         {"--chunk", ST_OPT_INT, &a.chunk, "N", "tokens a step (512)", 1, 1 << 20},
         {"--block-size", ST_OPT_INT, &a.block_size, "N", "rows of a KV block (16)", 1, 1 << 16},
         {"--threads", ST_OPT_INT, &a.threads, "N", "worker threads (0: all processors)", 0, 1024},
@@ -282,12 +283,8 @@ int st_cmd_logits(int argc, char **argv)
         fprintf(stderr, "starling logits: --tokens is missing: expected token ids such as 1,2,3\n");
         return ST_EXIT_USAGE;
     }
-    if (strcmp(a.kv_dtype, "f32") != 0 && strcmp(a.kv_dtype, "bf16") != 0) {
-        fprintf(stderr,
-                "starling logits: --kv-cache-dtype does not take '%s': expected f32 or bf16\n",
-                a.kv_dtype);
+    if (!st_opt_kv_dtype("logits", a.kv_dtype, &a.kv))
         return ST_EXIT_USAGE;
-    }
     char dir[PATH_MAX];
     if (st_model_dir(n_args ? args[0] : NULL, dir, sizeof dir))
         return ST_EXIT_FAILED;

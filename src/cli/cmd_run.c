@@ -69,7 +69,8 @@ static int parse_args(run_args *a, int argc, char **argv, const char **model, in
          "tokens of the whole conversation (the model's)", 1, 16777216},
         {"--kv-cache-memory", ST_OPT_SIZE, &e->kv_cache_memory, "SIZE", "bytes for KV blocks", 0,
          0},
-        {"--kv-cache-dtype", ST_OPT_STRING, &a->kv_cache_dtype, "TYPE", "bf16 or f32 (bf16)", 0, 0},
+        {"--kv-cache-dtype", ST_OPT_STRING, &a->kv_cache_dtype, "TYPE", "bf16, f32 or int8 (bf16)",
+         0, 0},
         {"--threads", ST_OPT_INT, &a->loading.threads, "N", "compute threads (all processors)", 0,
          1024},
     };
@@ -389,14 +390,8 @@ int st_cmd_run(int argc, char **argv)
     int code = parse_args(&a, argc, argv, &arg, &n_args);
     if (code >= 0)
         return code;
-    if (strcmp(a.kv_cache_dtype, "f32") == 0 || strcmp(a.kv_cache_dtype, "float32") == 0) {
-        a.loading.engine.kv_dtype = ST_F32;
-    } else if (strcmp(a.kv_cache_dtype, "bf16") && strcmp(a.kv_cache_dtype, "bfloat16") &&
-               strcmp(a.kv_cache_dtype, "auto")) {
-        fprintf(stderr, "starling run: --kv-cache-dtype does not take '%s': expected bf16 or f32\n",
-                a.kv_cache_dtype);
+    if (!st_opt_kv_dtype("run", a.kv_cache_dtype, &a.loading.engine.kv_dtype))
         return ST_EXIT_USAGE;
-    }
     if (st_model_dir(n_args ? arg : NULL, dir, sizeof dir))
         return ST_EXIT_FAILED;
     a.loading.dir = dir;

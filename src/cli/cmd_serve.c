@@ -60,7 +60,8 @@ static int parse_args(serve_args *a, int argc, char **argv, const char **model, 
         {"--block-size", ST_OPT_INT, &e->block_size, "N", "tokens per KV block (16)", 1, 1024},
         {"--kv-cache-memory", ST_OPT_SIZE, &e->kv_cache_memory, "SIZE",
          "bytes for KV blocks, such as 4G (up to half of what is free)", 0, 0},
-        {"--kv-cache-dtype", ST_OPT_STRING, &a->kv_cache_dtype, "TYPE", "bf16 or f32 (bf16)", 0, 0},
+        {"--kv-cache-dtype", ST_OPT_STRING, &a->kv_cache_dtype, "TYPE", "bf16, f32 or int8 (bf16)",
+         0, 0},
         {"--num-kv-blocks", ST_OPT_INT, &e->num_kv_blocks, "N",
          "KV blocks, instead of --kv-cache-memory", 1, 1e9},
         {"--no-enable-prefix-caching", ST_OPT_FLAG, &e->disable_prefix_caching, NULL,
@@ -162,17 +163,12 @@ static int apply_sharing(serve_args *a)
 /* What options mean to the libraries; returns -1, or an exit code. */
 static int apply_args(serve_args *a)
 {
-    static const char *const dtypes[] = {"bf16", "bfloat16", "auto", "f32", "float32"};
-    size_t d = 0;
-    while (d < 5 && strcmp(a->kv_cache_dtype, dtypes[d]) != 0)
-        d++;
-    if (d == 5)
-        return complain("--kv-cache-dtype: expected bf16 or f32");
+    if (!st_opt_kv_dtype("serve", a->kv_cache_dtype, &a->loading.engine.kv_dtype))
+        return ST_EXIT_USAGE;
     if (!set_log_level(a->log_level))
         return complain("--log-level: expected debug, info, warning or error");
     if (a->max_body_size < 1024)
         return complain("--max-body-size: expected at least 1K");
-    a->loading.engine.kv_dtype = d < 3 ? ST_BF16 : ST_F32;
     a->server.port = (uint16_t)a->port;
     a->server.max_body_size = a->max_body_size;
     a->server.max_connections = a->max_connections;

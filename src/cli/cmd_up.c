@@ -21,7 +21,7 @@
 typedef struct up_args {
     st_up_config config;
     int32_t port, prefill, decode, workers, threads, max_tokens, drain_timeout;
-    const char *host, *handoff, *nginx, *module, *once;
+    const char *host, *kv_cache_dtype, *handoff, *nginx, *module, *once;
     uint64_t seed;
     float temperature;
     st_opt_list names, keys, engine_options;
@@ -60,6 +60,8 @@ static int parse_args(up_args *a, int argc, char **argv, const char **model, int
          "the model's name; more of them are aliases (the folder's)", 0, 0},
         {"--threads", ST_OPT_INT, &a->threads, "N",
          "compute threads of each engine (the processors, shared out)", 1, 1024},
+        {"--kv-cache-dtype", ST_OPT_STRING, &a->kv_cache_dtype, "TYPE",
+         "KV memory of each engine: bf16, f32 or int8 (bf16)", 0, 0},
         {"--engine-option", ST_OPT_LIST, &a->engine_options, "OPTION",
          "handed to each engine, such as --engine-option=--max-model-len=4096; repeatable", 0, 0},
         {"gateway", ST_OPT_HEADING, NULL, NULL, NULL, 0, 0},
@@ -188,6 +190,10 @@ static st_status start_engine(st_up_stack *s, const up_args *a, const char *self
     for (size_t k = 0; k < c->n_names; k++) {
         argv[n++] = "--served-model-name";
         argv[n++] = (char *)c->names[k];
+    }
+    if (a->kv_cache_dtype) {
+        argv[n++] = "--kv-cache-dtype";
+        argv[n++] = (char *)a->kv_cache_dtype;
     }
     for (size_t k = 0; k < a->engine_options.n; k++)
         argv[n++] = (char *)a->engine_options.items[k];

@@ -226,3 +226,21 @@ int st_model_dir(const char *arg, char *out, size_t cap)
                     "checkpoint folder, or set STARLING_LEXICON to the lexicon's folder\n");
     return 1;
 }
+
+bool st_opt_kv_dtype(const char *command, const char *name, st_dtype *out)
+{
+    static const struct {
+        const char *name;
+        st_dtype dtype;
+    } names[] = {{"bf16", ST_BF16}, {"bfloat16", ST_BF16}, {"auto", ST_BF16},
+                 {"f32", ST_F32},   {"float32", ST_F32},   {"int8", ST_I8}};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (strcmp(name, names[i].name) == 0) {
+            *out = names[i].dtype;
+            return true;
+        }
+    fprintf(stderr,
+            "starling %s: --kv-cache-dtype does not take '%s': expected bf16, f32 or int8\n",
+            command, name);
+    return false;
+}

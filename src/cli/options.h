@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "starling/dtype.h"
+
 typedef enum st_opt_type {
     ST_OPT_FLAG,   /* bool *: set to true */
     ST_OPT_INT,    /* int32_t *, min..max */
@@ -44,6 +46,9 @@ typedef struct st_command {
  * after printing to stderr what was wrong and how to get help. */
 int st_options_parse(const st_command *cmd, const st_opt *opts, size_t n_opts, int argc,
                      char **argv, const char **args, int *n_args);
+
+/* The type that --kv-cache-dtype names; false after printing what the command expected. */
+bool st_opt_kv_dtype(const char *command, const char *name, st_dtype *out);
 
 enum { ST_EXIT_OK = 0, ST_EXIT_FAILED = 1, ST_EXIT_USAGE = 2 };
 

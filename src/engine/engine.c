@@ -245,8 +245,8 @@ static st_status check_options(const st_engine_options *o, st_error *err)
             return st_fail(err, ST_EINVAL,
                            "%s: %d: expected a positive number, or 0 for the default",
                            counts[i].name, counts[i].value);
-    if (o->kv_dtype != ST_BF16 && o->kv_dtype != ST_F32)
-        return st_fail(err, ST_EINVAL, "kv_dtype: %s: expected BF16 or F32",
+    if (o->kv_dtype != ST_BF16 && o->kv_dtype != ST_F32 && o->kv_dtype != ST_I8)
+        return st_fail(err, ST_EINVAL, "kv_dtype: %s: expected BF16, F32 or I8",
                        o->kv_dtype < ST_DTYPE_COUNT ? st_dtype_name(o->kv_dtype) : "unknown");
     return ST_OK;
 }
@@ -277,7 +277,7 @@ static st_status count_blocks(const st_engine *e, const st_engine_options *o, in
         return ST_OK;
     }
     size_t block_bytes;
-    int32_t row = st_model_kv_row_elems(e->model);
+    st_kv_row_shape row = st_model_kv_row(e->model);
     if (st_kv_store_bytes(e->config->n_layers, 1, e->limits.block_size, e->kv_dtype, row,
                           &block_bytes) != ST_OK)
         return st_fail(err, ST_EINVAL, "block_size: %d: expected a size whose KV block fits memory",
@@ -301,7 +301,8 @@ static st_status count_blocks(const st_engine *e, const st_engine_options *o, in
 
 /* Pages of the store are taken when they are first written: what cannot fit must be refused now,
  * or the process is killed when the cache fills up. */
-static st_status check_memory(const st_engine *e, int32_t n_blocks, int32_t row, st_error *err)
+static st_status check_memory(const st_engine *e, int32_t n_blocks, st_kv_row_shape row,
+                              st_error *err)
 {
     size_t need, available = st_memory_available();
     if (st_kv_store_bytes(e->config->n_layers, n_blocks, e->limits.block_size, e->kv_dtype, row,
@@ -337,7 +338,8 @@ static st_status start_publisher(st_engine *e, const st_kv_events_options *o,
 
 static st_status make_kv(st_engine *e, const st_engine_options *o, st_error *err)
 {
-    int32_t n_blocks = 0, row = st_model_kv_row_elems(e->model);
+    int32_t n_blocks = 0;
+    st_kv_row_shape row = st_model_kv_row(e->model);
     st_status st = count_blocks(e, o, &n_blocks, err);
     if (st != ST_OK)
         return st;

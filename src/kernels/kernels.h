@@ -14,6 +14,7 @@
 
 #include "kernels/packed.h"
 #include "starling/dtype.h"
+#include "starling/kv_row.h"
 #include "starling/status.h"
 
 /* A weight matrix W [n, k], row-major as checkpoints store it (n outputs, k inputs). The memory is
@@ -27,12 +28,13 @@ typedef struct st_matrix {
 } st_matrix;
 
 /* Paged KV memory of one layer. Row r of block b is at base + b*block_stride + r*row_stride.
- * MLA: a row is [kv_lora | rope]. GQA: a row is [n_kv_heads*head_dim of k | the same of v]. */
+ * MLA: a row is [kv_lora | rope]. GQA: a row is [n_kv_heads*head_dim of k | the same of v]. I8 rows
+ * are laid out as kv_row.h says. */
 typedef struct st_kv_layer {
     unsigned char *base;
     size_t block_stride, row_stride; /* bytes */
     int32_t block_size;              /* rows per block */
-    st_dtype dtype;                  /* BF16 or F32 */
+    st_dtype dtype;                  /* BF16, F32 or I8 */
 } st_kv_layer;
 
 /* One sequence's part of a batch for attention: queries at positions pos0 .. pos0+n_q-1, each
@@ -100,6 +102,11 @@ typedef struct st_kernels {
     float (*softmax)(float *x, int n);
     void (*to_bf16)(uint16_t *y, const float *x, int n); /* round to nearest even; NaN stays NaN */
     void (*to_f32)(float *y, const void *x, st_dtype dtype, int n); /* from F32, F16, BF16 */
+    /* A KV row to I8 (kv_row.h) and back. Per vector: scale = absmax/127, q = round half to even of
+     * x / scale; a vector whose scale were below 2^-100 becomes zeros with that scale, one that is
+     * not finite zeros with the scale NaN. Every table gives the same bits. */
+    void (*kv_to_i8)(void *row, const float *x, st_kv_row_shape shape);
+    void (*kv_from_i8)(float *x, const void *row, st_kv_row_shape shape);
 
     /* Attention of heads [h0, h1) for queries [q0, q1) of seq.
      * MLA: q [rows][n_heads][k_dim] (latent part first, then rotated part), out

@@ -25,6 +25,8 @@ void st_kv_put(const st_model *m, const st_step *s, int32_t layer, int32_t row, 
     unsigned char *dst = s->kv->layers[layer] + m->work.kv_at[row];
     if (s->kv->dtype == ST_BF16)
         m->k->to_bf16((uint16_t *)dst, src, s->kv->row_elems);
+    else if (s->kv->dtype == ST_I8)
+        m->k->kv_to_i8(dst, src, s->kv->row);
     else
         memcpy(dst, src, s->kv->row_bytes);
 }

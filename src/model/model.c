@@ -124,11 +124,14 @@ int32_t st_model_max_outputs(const st_model *m)
     return m->max_outputs;
 }
 
+st_kv_row_shape st_model_kv_row(const st_model *m)
+{
+    return st_config_kv_row(&m->config);
+}
+
 int32_t st_model_kv_row_elems(const st_model *m)
 {
-    const st_model_config *c = &m->config;
-    return c->attn == ST_ATTN_MLA ? c->kv_lora_rank + c->qk_rope_head_dim
-                                  : 2 * c->n_kv_heads * c->head_dim;
+    return st_kv_row_elems(st_model_kv_row(m));
 }
 
 uint64_t st_model_fingerprint(const st_model *m)

@@ -424,3 +424,10 @@ bool st_model_layer_is_moe(const st_model_config *c, int32_t layer)
             return false;
     return true;
 }
+
+st_kv_row_shape st_config_kv_row(const st_model_config *c)
+{
+    if (c->attn == ST_ATTN_MLA)
+        return (st_kv_row_shape){1, c->kv_lora_rank, c->qk_rope_head_dim};
+    return (st_kv_row_shape){2 * c->n_kv_heads, c->head_dim, 0};
+}

@@ -22,8 +22,9 @@ typedef struct facts {
     uint64_t total, active, mtp; /* parameters; total without the MTP layers */
     size_t bytes[ST_DTYPE_COUNT], count[ST_DTYPE_COUNT];
     int32_t moe_layers;
-    size_t kv_row;         /* elements a token and layer */
-    uint64_t kv_bytes;     /* a token, BF16 */
+    size_t kv_row;     /* elements a token and layer */
+    uint64_t kv_bytes; /* a token, BF16 */
+    uint64_t kv_i8_bytes;
     const char *tokenizer; /* file name, or NULL */
     bool template;
     st_memory_need need;
@@ -93,8 +94,8 @@ static st_status collect(facts *f, const st_checkpoint *ckpt, st_error *err)
         f->active += routed / (uint64_t)c->n_experts * (uint64_t)c->experts_per_token;
     for (int32_t i = 0; i < c->n_layers; i++)
         f->moe_layers += st_model_layer_is_moe(c, i);
-    f->kv_row = c->attn == ST_ATTN_MLA ? (size_t)c->kv_lora_rank + (size_t)c->qk_rope_head_dim
-                                       : 2 * (size_t)c->n_kv_heads * (size_t)c->head_dim;
+    f->kv_row = (size_t)st_kv_row_elems(st_config_kv_row(c));
+    f->kv_i8_bytes = (uint64_t)c->n_layers * st_kv_i8_row_bytes(st_config_kv_row(c));
     f->kv_bytes = (uint64_t)c->n_layers * f->kv_row * st_dtype_size(ST_BF16);
     f->tokenizer = st_folder_file_exists(dir, "tokenizer.json")    ? "tokenizer.json"
                    : st_folder_file_exists(dir, "tokenizer.model") ? "tokenizer.model"
@@ -198,8 +199,10 @@ static void put_shape(page *p, const facts *f)
 static void put_memory(page *p, const facts *f)
 {
     label(p, "KV memory");
-    put(p, "%s per token in BF16 (%s for the whole context)\n", st_human_bytes(f->kv_bytes).s,
-        st_human_bytes(f->kv_bytes * (uint64_t)f->c->max_positions).s);
+    put(p, "%s per token in BF16 (%s for the whole context), %s in INT8\n",
+        st_human_bytes(f->kv_bytes).s,
+        st_human_bytes(f->kv_bytes * (uint64_t)f->c->max_positions).s,
+        st_human_bytes(f->kv_i8_bytes).s);
     label(p, "needs");
     put(p, "%s without KV: weights %s, prepared %s, working %s (steps of %d tokens)\n",
         st_human_bytes(f->need.total).s, st_human_bytes(f->need.weights).s,
@@ -350,7 +353,7 @@ static st_status describe_json(const facts *f, bool tensors, st_buf *out, st_err
                                 json_integer((json_int_t)f->bytes[t]));
     json_t *root = json_pack(
         "{s:s, s:s, s:{s:I, s:I, s:I}, s:{s:I, s:I, s:o}, s:s?, s:i, s:i, s:i, s:i, s:i, s:i, s:b, "
-        "s:f, s:o, s:o, s:o, s:o, s:I, s:s?, s:b, s:o}",
+        "s:f, s:o, s:o, s:o, s:o, s:I, s:I, s:s?, s:b, s:o}",
         "dir", st_checkpoint_dir(f->ckpt), "family", c->model_type, "parameters", "total",
         (json_int_t)f->total, "active", (json_int_t)f->active, "mtp", (json_int_t)f->mtp, "weights",
         "bytes", (json_int_t)st_checkpoint_total_bytes(f->ckpt), "tensors",
@@ -360,8 +363,8 @@ static st_status describe_json(const facts *f, bool tensors, st_buf *out, st_err
         c->vocab_size, "max_positions", c->max_positions, "tied_embeddings", c->tie_embeddings,
         "rms_norm_eps", (double)c->rms_norm_eps, "eos_token_ids", eos, "attention",
         attention_json(c), "rope", rope_json(c), "experts", experts_json(f), "kv_bytes_per_token",
-        (json_int_t)f->kv_bytes, "tokenizer", f->tokenizer, "chat_template", f->template, "memory",
-        memory_json(f));
+        (json_int_t)f->kv_bytes, "kv_bytes_per_token_int8", (json_int_t)f->kv_i8_bytes, "tokenizer",
+        f->tokenizer, "chat_template", f->template, "memory", memory_json(f));
     if (root && tensors)
         json_object_set_new(root, "tensor_list", tensors_json(f));
     char *text = json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(7));

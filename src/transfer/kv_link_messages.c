@@ -229,7 +229,8 @@ void kv_blocks_decode(const unsigned char *p, int32_t n, int32_t *blocks)
 
 static const char *dtype_name(uint32_t dtype)
 {
-    return dtype == ST_BF16 || dtype == ST_F32 ? st_dtype_name((st_dtype)dtype) : "an unknown type";
+    return dtype == ST_BF16 || dtype == ST_F32 || dtype == ST_I8 ? st_dtype_name((st_dtype)dtype)
+                                                                 : "an unknown type";
 }
 
 st_status kv_hello_compare(const kv_hello *mine, const kv_hello *theirs, st_error *err)

@@ -51,7 +51,7 @@ def check_mistakes():
     for args, code, part in [
             (['--temperature', 'x'], 2, "--temperature does not take 'x'"),
             (['--top-p', '2'], 2, 'expected a number from'),
-            (['--kv-cache-dtype', 'int3'], 2, 'expected bf16 or f32'),
+            (['--kv-cache-dtype', 'int3'], 2, 'expected bf16, f32 or int8'),
             (['--nope'], 2, "unknown option '--nope'"),
             (['--max-model-len', '8'], 1, 'context is 8 tokens'),
             (['--chat-template', '/nowhere'], 1, '/nowhere'),

@@ -56,9 +56,9 @@ void st_model_pin_thread(const st_model *m)
 {
 }
 
-int32_t st_model_kv_row_elems(const st_model *m)
+st_kv_row_shape st_model_kv_row(const st_model *m)
 {
-    return 1;
+    return (st_kv_row_shape){.plain = 1};
 }
 
 uint64_t st_model_fingerprint(const st_model *m)

@@ -70,8 +70,10 @@ int main(int argc, char **argv)
     st_kv_link *la, *lb;
     st_error err;
     int32_t blocks = (tokens + SIZE - 1) / SIZE;
-    check(st_kv_store_new(LAYERS, blocks, SIZE, ST_BF16, ROW, &a, &err), &err);
-    check(st_kv_store_new(LAYERS, blocks, SIZE, ST_BF16, ROW, &b, &err), &err);
+    check(st_kv_store_new(LAYERS, blocks, SIZE, ST_BF16, (st_kv_row_shape){0, 0, ROW}, &a, &err),
+          &err);
+    check(st_kv_store_new(LAYERS, blocks, SIZE, ST_BF16, (st_kv_row_shape){0, 0, ROW}, &b, &err),
+          &err);
     check(st_kv_link_new(&(st_kv_link_options){.store = a}, &la, &err), &err);
     check(st_kv_link_new(&(st_kv_link_options){.store = b}, &lb, &err), &err);
     int32_t *table_a = malloc((size_t)blocks * sizeof *table_a);

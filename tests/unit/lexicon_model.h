@@ -44,7 +44,7 @@ static inline test_kv new_kv(const st_model *m, st_dtype dtype, int32_t block_si
     test_kv kv = {0};
     st_error err;
     if (st_kv_store_new(st_model_get_config(m)->n_layers, 256, block_size, dtype,
-                        st_model_kv_row_elems(m), &kv.store, &err))
+                        st_model_kv_row(m), &kv.store, &err))
         fail_msg("%s", err.text);
     /* What nobody wrote must not be read: fill with NaN. */
     for (int32_t l = 0; l < kv.store->n_layers; l++)

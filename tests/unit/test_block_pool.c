@@ -14,18 +14,40 @@ static void store_sizes_are_checked(void **state)
 {
     (void)state;
     size_t bytes = 0;
-    assert_int_equal(st_kv_store_bytes(3, 5, 4, ST_BF16, 80, &bytes), ST_OK);
+    assert_int_equal(st_kv_store_bytes(3, 5, 4, ST_BF16, (st_kv_row_shape){0, 0, 80}, &bytes),
+                     ST_OK);
     assert_int_equal(bytes, 3 * 3200);
-    assert_int_equal(st_kv_store_bytes(1, 1, 1, ST_BF16, 3, &bytes), ST_OK);
+    assert_int_equal(st_kv_store_bytes(1, 1, 1, ST_BF16, (st_kv_row_shape){0, 0, 3}, &bytes),
+                     ST_OK);
     assert_int_equal(bytes, 64); /* a layer is rounded up to its alignment */
-    assert_int_equal(st_kv_store_bytes(1, 0, 16, ST_F32, 80, &bytes), ST_EINVAL);
-    assert_int_equal(st_kv_store_bytes(1, 1, 16, ST_F32, -80, &bytes), ST_EINVAL);
-    assert_int_equal(st_kv_store_bytes(1, 1, 16, ST_I8, 80, &bytes), ST_EINVAL);
-    assert_int_equal(st_kv_store_bytes(INT32_MAX, INT32_MAX, INT32_MAX, ST_F32, INT32_MAX, &bytes),
+    assert_int_equal(st_kv_store_bytes(1, 0, 16, ST_F32, (st_kv_row_shape){0, 0, 80}, &bytes),
+                     ST_EINVAL);
+    assert_int_equal(st_kv_store_bytes(1, 1, 16, ST_F32, (st_kv_row_shape){0, 0, -80}, &bytes),
+                     ST_EINVAL);
+    assert_int_equal(st_kv_store_bytes(1, 1, 16, ST_U8, (st_kv_row_shape){0, 0, 80}, &bytes),
+                     ST_EINVAL);
+    assert_int_equal(st_kv_store_bytes(INT32_MAX, INT32_MAX, INT32_MAX, ST_F32,
+                                       (st_kv_row_shape){0, 0, INT32_MAX}, &bytes),
+                     ST_EINVAL);
+    /* I8: [512 x int8 | 64 x BF16 | scale]; [4 x 33 x int8 | 3 bytes | 4 scales] and odd plain. */
+    assert_int_equal(st_kv_store_bytes(1, 64, 1, ST_I8, (st_kv_row_shape){1, 512, 64}, &bytes),
+                     ST_OK);
+    assert_int_equal(bytes, 64 * 644);
+    assert_int_equal(st_kv_store_bytes(1, 64, 1, ST_I8, (st_kv_row_shape){4, 33, 0}, &bytes),
+                     ST_OK);
+    assert_int_equal(bytes, 64 * (132 + 16));
+    assert_int_equal(st_kv_store_bytes(1, 64, 1, ST_I8, (st_kv_row_shape){1, 19, 9}, &bytes),
+                     ST_OK);
+    assert_int_equal(bytes, 64 * (20 + 20 + 4));
+    assert_int_equal(
+        st_kv_store_bytes(1, 1, 1, ST_I8, (st_kv_row_shape){1 << 20, 1 << 20, 0}, &bytes),
+        ST_EINVAL);
+    assert_int_equal(st_kv_store_bytes(1, 1, 1, ST_I8, (st_kv_row_shape){1 << 20, 0, 1}, &bytes),
                      ST_EINVAL);
     st_kv_store *s;
     st_error err;
-    assert_int_equal(st_kv_store_new(1, 1, 16, ST_F16, 80, &s, &err), ST_EINVAL);
+    assert_int_equal(st_kv_store_new(1, 1, 16, ST_F16, (st_kv_row_shape){0, 0, 80}, &s, &err),
+                     ST_EINVAL);
     assert_null(s);
     assert_non_null(strstr(err.text, "F16"));
 }
@@ -34,7 +56,8 @@ static void store_is_aligned_zeroed_and_disjoint(void **state)
 {
     (void)state;
     st_kv_store *s;
-    assert_int_equal(st_kv_store_new(4, 7, 3, ST_BF16, 5, &s, NULL), ST_OK);
+    assert_int_equal(st_kv_store_new(4, 7, 3, ST_BF16, (st_kv_row_shape){0, 0, 5}, &s, NULL),
+                     ST_OK);
     assert_int_equal(s->row_bytes, 10);
     assert_int_equal(s->block_bytes, 30);
     size_t n = (size_t)s->n_blocks * s->block_bytes;

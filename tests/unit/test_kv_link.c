@@ -80,7 +80,8 @@ static engine engine_new(int32_t n_layers, int32_t n_blocks, int32_t block_size,
 {
     engine e;
     st_error err;
-    if (st_kv_store_new(n_layers, n_blocks, block_size, ST_BF16, row_elems, &e.store, &err))
+    if (st_kv_store_new(n_layers, n_blocks, block_size, ST_BF16, (st_kv_row_shape){0, 0, row_elems},
+                        &e.store, &err))
         fail_msg("%s", err.text);
     st_kv_link_options o = options_of(e.store);
     o.lease_ns = 10000 * (uint64_t)MS;
@@ -542,13 +543,20 @@ static void test_mismatch(void **state)
     st_error err;
     uint64_t fingerprint = options_of(a.store).fingerprint;
     check_refused(&a, a.store, 0x1111, "abcdef0123456789", "0000000000001111");
-    assert_int_equal(st_kv_store_new(2, 20, 16, ST_F32, 8, &s, &err), ST_OK);
+    assert_int_equal(st_kv_store_new(2, 20, 16, ST_F32, (st_kv_row_shape){0, 0, 8}, &s, &err),
+                     ST_OK);
     check_refused(&a, s, fingerprint, "BF16", "F32");
     st_kv_store_free(s);
-    assert_int_equal(st_kv_store_new(3, 20, 16, ST_BF16, 8, &s, &err), ST_OK);
+    assert_int_equal(st_kv_store_new(2, 20, 16, ST_I8, (st_kv_row_shape){1, 12, 0}, &s, &err),
+                     ST_OK); /* rows of as many bytes */
+    check_refused(&a, s, fingerprint, "BF16", "I8");
+    st_kv_store_free(s);
+    assert_int_equal(st_kv_store_new(3, 20, 16, ST_BF16, (st_kv_row_shape){0, 0, 8}, &s, &err),
+                     ST_OK);
     check_refused(&a, s, fingerprint, "2 layers", "has 3");
     st_kv_store_free(s);
-    assert_int_equal(st_kv_store_new(2, 20, 16, ST_BF16, 9, &s, &err), ST_OK);
+    assert_int_equal(st_kv_store_new(2, 20, 16, ST_BF16, (st_kv_row_shape){0, 0, 9}, &s, &err),
+                     ST_OK);
     check_refused(&a, s, fingerprint, "16 bytes", "have 18");
     st_kv_store_free(s);
     engine_free(&a);

@@ -62,7 +62,7 @@ static st_kv_store *store_new(void)
 {
     st_kv_store *s;
     st_error err;
-    if (st_kv_store_new(LAYERS, BLOCKS, SIZE, ST_BF16, ROW, &s, &err))
+    if (st_kv_store_new(LAYERS, BLOCKS, SIZE, ST_BF16, (st_kv_row_shape){0, 0, ROW}, &s, &err))
         abort();
     return s;
 }

@@ -11,6 +11,8 @@
 #include "kernels/simd/simd_macros.h"
 #include "kernels/simd/simd_math.inc"
 
+#include "kernels/simd/simd_kv_i8.inc"
+
 #include "kernels/simd/simd_attention.inc"
 #include "kernels/simd/simd_matmul_float.inc"
 #include "kernels/simd/simd_peak.inc"
@@ -35,6 +37,8 @@ const st_kernels st_kernels_avx2 = {
     .softmax = st_simd_softmax,
     .to_bf16 = st_simd_to_bf16,
     .to_f32 = st_simd_to_f32,
+    .kv_to_i8 = st_simd_kv_to_i8,
+    .kv_from_i8 = st_simd_kv_from_i8,
     .attention_mla = st_simd_attention_mla,
     .attention_gqa = st_simd_attention_gqa,
     .attn_scratch = st_simd_attn_scratch,

@@ -69,6 +69,11 @@ static inline vf vf_load_bf16_n(const void *p, int n)
 {
     return vf_widen_bf16(vf_load_16bit_n(p, n));
 }
+static inline vf vf_load_i8(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
 static inline vf vf_load_f16(const void *p)
 {
     return _mm256_cvtph_ps(_mm_loadu_si128(p));

@@ -13,6 +13,8 @@
 #include "kernels/simd/simd_macros.h"
 #include "kernels/simd/simd_math.inc"
 
+#include "kernels/simd/simd_kv_i8.inc"
+
 #include "kernels/simd/simd_attention.inc"
 #include "kernels/simd/simd_matmul_float.inc"
 #include "kernels/simd/simd_peak.inc"
@@ -28,6 +30,7 @@
         .rope_half = st_simd_rope_half, .silu_mul = st_simd_silu_mul, .add = st_simd_add,          \
         .add_scaled = st_simd_add_scaled, .softmax = st_simd_softmax, .to_bf16 = st_simd_to_bf16,  \
         .to_f32 = st_simd_to_f32, .attention_mla = st_simd_attention_mla,                          \
+        .kv_to_i8 = st_simd_kv_to_i8, .kv_from_i8 = st_simd_kv_from_i8,                            \
         .attention_gqa = st_simd_attention_gqa, .attn_scratch = st_simd_attn_scratch,              \
         .attention_part = st_simd_attention_part, .attention_merge = st_simd_attention_merge,      \
         .peak_float = st_simd_peak_float, .peak_i8 = int8_peak, .peak_read = st_simd_peak_read,    \

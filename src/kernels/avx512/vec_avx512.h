@@ -64,6 +64,11 @@ static inline vf vf_load_bf16_n(const void *p, int n)
 {
     return vf_widen_bf16(_mm256_maskz_loadu_epi16(vf_mask(n), p));
 }
+static inline vf vf_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(
+        _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
 static inline vf vf_load_f16(const void *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256(p));

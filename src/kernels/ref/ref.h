@@ -28,6 +28,8 @@ void st_ref_add_scaled(float *y, const float *x, float a, int n);
 float st_ref_softmax(float *x, int n);
 void st_ref_to_bf16(uint16_t *y, const float *x, int n);
 void st_ref_to_f32(float *y, const void *x, st_dtype dtype, int n);
+void st_ref_kv_to_i8(void *row, const float *x, st_kv_row_shape shape);
+void st_ref_kv_from_i8(float *x, const void *row, st_kv_row_shape shape);
 void st_ref_attention_mla(float *out, const float *q, const st_attn_shape *shape,
                           const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1, int h0,
                           int h1, void *scratch);
