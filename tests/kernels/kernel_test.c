@@ -184,6 +184,154 @@ void kt_matrix_free(kt_matrix *w)
     free(w->as_double);
 }
 
+static size_t weight_bytes(st_weight_type type)
+{
+    return type == ST_WEIGHT_F32 ? 4 : type == ST_WEIGHT_F16 || type == ST_WEIGHT_BF16 ? 2 : 1;
+}
+
+/* A random weight at p; returns its value without scale and zero point. */
+static double fill_weight(st_weight_type type, unsigned char *p)
+{
+    float f = kt_normal();
+    uint16_t h = type == ST_WEIGHT_BF16 ? st_f32_to_bf16(f) : kt_to_f16(f);
+    switch (type) {
+    case ST_WEIGHT_F32:
+        memcpy(p, &f, 4);
+        return f;
+    case ST_WEIGHT_F16:
+    case ST_WEIGHT_BF16:
+        memcpy(p, &h, 2);
+        return type == ST_WEIGHT_BF16 ? st_bf16_to_f32(h) : st_f16_to_f32(h);
+    case ST_WEIGHT_F8:
+        do
+            *p = (uint8_t)kt_int(0, 255);
+        while ((*p & 0x7f) == 0x7f);
+        return st_f8_to_f32(*p);
+    case ST_WEIGHT_I8:
+        *p = (uint8_t)kt_int(0, 255);
+        return (int8_t)*p;
+    default:
+        *p = (uint8_t)kt_int(0, 15);
+        return *p;
+    }
+}
+
+void kt_weights_new(kt_weights *w, st_weight_type type, int n, int k, int group, bool zero)
+{
+    memset(w, 0, sizeof *w);
+    size_t groups = (size_t)st_weight_groups(k, group), size = weight_bytes(type);
+    w->data = kt_new((size_t)n * (size_t)k, size);
+    w->scale = malloc((size_t)n * groups * sizeof *w->scale);
+    w->zero = malloc((size_t)n * groups);
+    w->as_double = malloc((size_t)n * (size_t)k * sizeof(double));
+    assert_true(w->scale && w->zero && w->as_double);
+    for (size_t i = 0; i < (size_t)n * groups; i++) {
+        w->scale[i] = 0.01f * (1.5f + kt_uniform());
+        w->zero[i] = (uint8_t)(zero ? kt_int(0, 15) : 8);
+    }
+    for (size_t j = 0; j < (size_t)n; j++)
+        for (size_t l = 0; l < (size_t)k; l++) {
+            size_t i = j * (size_t)k + l;
+            size_t g = j * groups + (group > 0 ? l / (size_t)group : 0);
+            double v = fill_weight(type, (unsigned char *)w->data.p + i * size);
+            if (type == ST_WEIGHT_I4)
+                v -= w->zero[g];
+            bool scaled = type == ST_WEIGHT_F8 || st_weight_takes_int8(type);
+            w->as_double[i] = scaled ? v * w->scale[g] : v;
+        }
+    w->has_zero = zero;
+    w->rows = (st_weight_rows){.type = type, .n = n, .k = k, .group = group, .data = w->data.p};
+    if (type == ST_WEIGHT_F8 || st_weight_takes_int8(type))
+        w->rows.scale = w->scale;
+    if (zero)
+        w->rows.zero = w->zero;
+}
+
+void kt_weights_free(kt_weights *w)
+{
+    kt_free(&w->data);
+    free(w->scale);
+    free(w->zero);
+    free(w->as_double);
+}
+
+void kt_pack_new(kt_pack *p, const st_kernels *t, const kt_weights *w)
+{
+    const st_weight_rows *all = &w->rows;
+    p->w = (st_packed){.type = all->type, .n = all->n, .k = all->k, .group = all->group};
+    p->w.has_zero = w->has_zero;
+    size_t block = t->pack_block_bytes(&p->w);
+    size_t groups = (size_t)st_weight_groups(all->k, all->group);
+    size_t blocks = ((size_t)all->n + (size_t)t->pack_cols - 1) / (size_t)t->pack_cols;
+    p->mem = (kt_buf){.bytes = block * blocks};
+    place_before_a_guard_page(&p->mem, KT_GUARD);
+    memset((char *)p->mem.p - KT_GUARD, 0xa5, KT_GUARD);
+    for (size_t b = 0; b < blocks; b++) {
+        size_t j = b * (size_t)t->pack_cols;
+        st_weight_rows part = *all;
+        part.n = all->n - (int)j < t->pack_cols ? all->n - (int)j : t->pack_cols;
+        part.data = (const char *)all->data + j * (size_t)all->k * weight_bytes(all->type);
+        part.scale = all->scale ? all->scale + j * groups : NULL;
+        part.zero = all->zero ? all->zero + j * groups : NULL;
+        t->pack_block((char *)p->mem.p + b * block, &p->w, &part);
+    }
+    kt_check_guards(&p->mem);
+    p->w.data = p->mem.p;
+}
+
+void kt_pack_free(kt_pack *p)
+{
+    kt_free(&p->mem);
+}
+
+void kt_act_new(kt_act *a, int m, int k)
+{
+    size_t ld = (size_t)k + (size_t)kt_int(0, 3), ldq = st_act_ldq(k);
+    size_t padded = ((size_t)k + ST_ACT_STEP - 1) / ST_ACT_STEP * ST_ACT_STEP;
+    size_t before = (size_t)m - 1;
+    float *x = kt_floats(&a->x, before * ld + (size_t)k);
+    a->q = kt_new(before * ldq + padded, 1);
+    float *scale = kt_floats(&a->scale, (size_t)m);
+    a->sum = kt_new((size_t)m * st_act_sums(k), sizeof(int32_t));
+    for (size_t i = 0; i < (size_t)m; i++)
+        for (size_t l = 0; l < padded; l++)
+            ((int8_t *)a->q.p)[i * ldq + l] = (int8_t)(l < (size_t)k ? kt_int(-127, 127) : 0);
+    a->a = (st_act){
+        .x = x, .ld = ld, .q = a->q.p, .ldq = ldq, .scale = scale, .sum = a->sum.p, .m = m, .k = k};
+    kt_act_sum(a);
+}
+
+void kt_act_sum(kt_act *a)
+{
+    size_t sums = st_act_sums(a->a.k);
+    memset(a->sum.p, 0, a->sum.bytes);
+    for (size_t i = 0; i < (size_t)a->a.m; i++)
+        for (size_t l = 0; l < (size_t)a->a.k; l++) {
+            a->a.sum[i * sums + l / ST_ACT_SUM] += a->a.q[i * a->a.ldq + l];
+            a->a.sum[i * sums + sums - 1] += a->a.q[i * a->a.ldq + l];
+        }
+}
+
+st_act kt_act_rows(const kt_act *a, int row, int m)
+{
+    st_act r = a->a;
+    size_t i = (size_t)row;
+    r.x += i * r.ld;
+    r.q += i * r.ldq;
+    r.scale += i;
+    r.sum += i * st_act_sums(r.k);
+    r.m = m;
+    return r;
+}
+
+void kt_act_free(kt_act *a)
+{
+    kt_free(&a->x);
+    kt_free(&a->q);
+    kt_free(&a->scale);
+    kt_free(&a->sum);
+}
+
 double kt_rel_error(const float *got, const double *want, size_t n)
 {
     double d2 = 0, w2 = 0;

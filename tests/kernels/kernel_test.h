@@ -53,6 +53,41 @@ typedef struct kt_matrix {
 void kt_matrix_new(kt_matrix *w, st_dtype dtype, int n, int k);
 void kt_matrix_free(kt_matrix *w);
 
+/* A random weight matrix in canonical form. Floats are rounded normals, F8 any code but NaN, I8 the
+ * whole range -128..127, I4 0..15. zero: I4 has zero points. as_double: its values, [n][k]. */
+typedef struct kt_weights {
+    st_weight_rows rows;
+    bool has_zero;
+    kt_buf data;
+    float *scale;
+    uint8_t *zero;
+    double *as_double;
+} kt_weights;
+
+void kt_weights_new(kt_weights *w, st_weight_type type, int n, int k, int group, bool zero);
+void kt_weights_free(kt_weights *w);
+
+/* The same packed by a table, right before a guard page. */
+typedef struct kt_pack {
+    st_packed w;
+    kt_buf mem;
+} kt_pack;
+
+void kt_pack_new(kt_pack *p, const st_kernels *t, const kt_weights *w);
+void kt_pack_free(kt_pack *p);
+
+/* Activations with gaps between their rows; q (any int8 but -128) and its sums are random, not x
+ * quantized. */
+typedef struct kt_act {
+    st_act a;
+    kt_buf x, q, scale, sum;
+} kt_act;
+
+void kt_act_new(kt_act *a, int m, int k);
+void kt_act_sum(kt_act *a);                          /* takes the sums again */
+st_act kt_act_rows(const kt_act *a, int row, int m); /* rows [row, row + m) */
+void kt_act_free(kt_act *a);
+
 /* Relative Frobenius error of got against want. */
 double kt_rel_error(const float *got, const double *want, size_t n);
 bool kt_same_bits(const void *a, const void *b, size_t bytes);

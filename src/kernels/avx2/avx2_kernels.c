@@ -20,10 +20,10 @@
 
 const st_kernels st_kernels_avx2 = {
     .name = "avx2",
-    .pack_cols = ST_REF_PACK_COLS,
-    .pack_block_bytes = st_ref_pack_block_bytes,
-    .pack_block = st_ref_pack_block,
-    .matmul = st_ref_matmul,
+    .pack_cols = ST_AVX2_PACK_COLS,
+    .pack_block_bytes = st_avx2_pack_block_bytes,
+    .pack_block = st_avx2_pack_block,
+    .matmul = st_avx2_matmul,
     .quantize = st_ref_quantize,
     .matmul_f = st_simd_matmul_f,
     .matmul_i8 = st_avx2_matmul_i8,

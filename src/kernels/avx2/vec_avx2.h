@@ -83,6 +83,27 @@ static inline vf vf_load_f16_n(const void *p, int n)
     return _mm256_cvtph_ps(vf_load_16bit_n(p, n));
 }
 
+/* VL lanes of (column i, column i + VL). */
+static inline void vf_load_bf16_pair(const void *p, vf v[2])
+{
+    vi u = _mm256_loadu_si256(p);
+    v[0] = _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
+    v[1] = _mm256_castsi256_ps(_mm256_and_si256(u, _mm256_set1_epi32((int)0xffff0000u)));
+}
+/* 2 VL pairs of E4M3: v[0], v[1] the first of each pair, v[2], v[3] the second; over 256, which
+ * comes of reading their bits as F16, and is exact for all but NaN. */
+static inline void vf_load_f8_pair(const void *p, vf v[4])
+{
+    const vi keep = _mm256_set1_epi16((short)0xbf80);
+    vi u = _mm256_loadu_si256(p);
+    vi a = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(u, 8), 1), keep);
+    vi b = _mm256_and_si256(_mm256_srai_epi16(u, 1), keep);
+    v[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(a));
+    v[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1));
+    v[2] = _mm256_cvtph_ps(_mm256_castsi256_si128(b));
+    v[3] = _mm256_cvtph_ps(_mm256_extracti128_si256(b, 1));
+}
+
 static inline vf vf_add(vf a, vf b)
 {
     return _mm256_add_ps(a, b);
@@ -175,6 +196,59 @@ static inline vf vf_fmaddsub(vf a, vf b, vf c)
 static inline vi vi_zero(void)
 {
     return _mm256_setzero_si256();
+}
+static inline vi vi_set1(int32_t x)
+{
+    return _mm256_set1_epi32(x);
+}
+static inline void vi_store(void *p, vi v)
+{
+    _mm256_storeu_si256(p, v);
+}
+static inline vi vi_of_vf(vf v)
+{
+    return _mm256_castps_si256(v);
+}
+static inline vf vf_of_vi(vi v)
+{
+    return _mm256_castsi256_ps(v);
+}
+static inline vf vi_to_float(vi v)
+{
+    return _mm256_cvtepi32_ps(v);
+}
+static inline vi vi_add(vi a, vi b)
+{
+    return _mm256_add_epi32(a, b);
+}
+static inline vi vi_mul(vi a, vi b)
+{
+    return _mm256_mullo_epi32(a, b);
+}
+/* Sums of pairs of 16-bit products. */
+static inline vi vi_madd(vi a, vi b)
+{
+    return _mm256_madd_epi16(a, b);
+}
+/* VL bytes as 32-bit integers. */
+static inline vi vi_load_u8(const void *p)
+{
+    return _mm256_cvtepu8_epi32(_mm_loadl_epi64(p));
+}
+/* 2 VL bytes as 16-bit integers. */
+static inline vi vi_widen_i8(const void *p)
+{
+    return _mm256_cvtepi8_epi16(_mm_loadu_si128(p));
+}
+/* 8 VL half bytes as 16-bit integers: v[p][j] from bits 4*(2p + j) on of each 16. */
+static inline void vi_widen_i4(const void *p, vi v[2][2])
+{
+    const vi low = _mm256_set1_epi16(15);
+    vi u = _mm256_loadu_si256(p);
+    v[0][0] = _mm256_and_si256(u, low);
+    v[0][1] = _mm256_and_si256(_mm256_srli_epi16(u, 4), low);
+    v[1][0] = _mm256_and_si256(_mm256_srli_epi16(u, 8), low);
+    v[1][1] = _mm256_srli_epi16(u, 12);
 }
 /* The larger of |a|'s bits and m, as unsigned integers: NaN is above infinity. */
 static inline vi vi_absmax(vi m, vf a)

@@ -20,11 +20,11 @@
 #include "kernels/simd/simd_peak.inc"
 #include "kernels/simd/simd_vector.inc"
 
-#define AVX512_TABLE(table_name, int8_product, int8_peak)                                          \
+#define AVX512_TABLE(isa, int8_product, int8_peak)                                                 \
     {                                                                                              \
-        .name = table_name, .pack_cols = ST_REF_PACK_COLS,                                         \
-        .pack_block_bytes = st_ref_pack_block_bytes, .pack_block = st_ref_pack_block,              \
-        .matmul = st_ref_matmul, .quantize = st_ref_quantize, .matmul_f = st_simd_matmul_f,        \
+        .name = #isa, .pack_cols = ST_AVX512_PACK_COLS,                                            \
+        .pack_block_bytes = st_##isa##_pack_block_bytes, .pack_block = st_##isa##_pack_block,      \
+        .matmul = st_##isa##_matmul, .quantize = st_ref_quantize, .matmul_f = st_simd_matmul_f,    \
         .matmul_i8 = int8_product, .quantize_rows = st_simd_quantize_rows,                         \
         .rmsnorm = st_simd_rmsnorm, .rope_interleaved = st_simd_rope_interleaved,                  \
         .rope_half = st_simd_rope_half, .silu_mul = st_simd_silu_mul, .add = st_simd_add,          \
@@ -36,6 +36,6 @@
         .peak_float = st_simd_peak_float, .peak_i8 = int8_peak, .peak_read = st_simd_peak_read,    \
     }
 
-const st_kernels st_kernels_avx512 = AVX512_TABLE("avx512", st_avx2_matmul_i8, st_avx2_peak_i8);
+const st_kernels st_kernels_avx512 = AVX512_TABLE(avx512, st_avx2_matmul_i8, st_avx2_peak_i8);
 const st_kernels st_kernels_avx512vnni =
-    AVX512_TABLE("avx512vnni", st_avx512vnni_matmul_i8, st_avx512vnni_peak_i8);
+    AVX512_TABLE(avx512vnni, st_avx512vnni_matmul_i8, st_avx512vnni_peak_i8);

@@ -1,0 +1,48 @@
+/* Products with packed weights in AVX-512 without VNNI: tiles of 12 rows by 32 columns. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/avx512/avx512.h"
+#include "kernels/avx512/vec_avx512.h"
+#include "kernels/packed_run.h"
+#include "kernels/simd/simd_macros.h"
+#include "kernels/simd/simd_packed_rows.h"
+
+#define PK_ROWS       12
+#define PK_QUAD       0
+#define PK_INT_OFFSET 0
+
+#include "kernels/simd/simd_pack.inc"
+#include "kernels/simd/simd_packed_tile.inc"
+
+#include "kernels/simd/simd_packed_float.inc"
+#include "kernels/simd/simd_packed_wide.inc"
+
+#include "kernels/simd/simd_packed_int.inc"
+
+PK_TILE_SET_12(f32, pk_float_tile, ST_WEIGHT_F32)
+PK_TILE_SET_12(f16, pk_float_tile, ST_WEIGHT_F16)
+PK_TILE_SET_12(bf16, pk_float_tile, ST_WEIGHT_BF16)
+PK_TILE_SET_12(f8, pk_float_tile, ST_WEIGHT_F8)
+PK_TILE_SET_12(i8, pk_i8_tile, ST_WEIGHT_I8)
+PK_TILE_SET_12(i4, pk_i4_tile, ST_WEIGHT_I4)
+
+static const st_tile_set *const sets[ST_WEIGHT_TYPE_COUNT] = {
+    [ST_WEIGHT_F32] = &f32, [ST_WEIGHT_F16] = &f16, [ST_WEIGHT_BF16] = &bf16,
+    [ST_WEIGHT_F8] = &f8,   [ST_WEIGHT_I8] = &i8,   [ST_WEIGHT_I4] = &i4,
+};
+
+size_t st_avx512_pack_block_bytes(const st_packed *shape)
+{
+    return pk_block_bytes(shape);
+}
+
+void st_avx512_pack_block(void *dst, const st_packed *shape, const st_weight_rows *rows)
+{
+    pk_block(dst, shape, rows);
+}
+
+void st_avx512_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1)
+{
+    st_packed_run(sets[w->type], y, ldy, a, w, pk_block_bytes(w), pk_scale_offset(w), n0, n1);
+}

@@ -1,0 +1,98 @@
+/* Products with packed int8 and int4 weights by vpdpbusd: weights are the unsigned factor (I8 plus
+ * 128, I4 as they are), four inputs of x are broadcast from memory as the signed one. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels/avx512/avx512.h"
+#include "kernels/avx512/vec_avx512.h"
+#include "kernels/packed_run.h"
+#include "kernels/simd/simd_macros.h"
+#include "kernels/simd/simd_packed_rows.h"
+
+#define PK_ROWS       12
+#define PK_QUAD       1
+#define PK_INT_OFFSET 128
+
+#include "kernels/simd/simd_pack.inc"
+#include "kernels/simd/simd_packed_tile.inc"
+
+typedef int32_t __attribute__((may_alias, aligned(1))) four_inputs;
+
+/* By hand: with the intrinsic GCC 12 copies the 24 accumulators to the stack and back in every
+ * round, which halves the speed. */
+ST_INLINE vi dot(vi acc, vi w, const int8_t *x)
+{
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0"
+            : "+v"(acc)
+            : "v"(w), "m"(*(const four_inputs *)(const void *)x));
+    return acc;
+}
+
+/* `rounds` times 16 inputs from k on, for weights from w on; returns the weights' end. *fetch
+ * moves on by `lines` lines a round. */
+ST_INLINE const unsigned char *pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2],
+                                             const st_tile *t, int k, int rounds,
+                                             const unsigned char *w, const unsigned char **fetch,
+                                             int lines)
+{
+    const int8_t *base[PK_BASES];
+    const vi low = _mm512_set1_epi8(15);
+    const unsigned char *ahead = *fetch;
+    size_t ld = t->ldx;
+    ST_UNROLL
+    for (int i = 0; i < PK_BASES; i++)
+        base[i] = (const int8_t *)t->x + (k - t->k0) + (i * 3 < mr ? (size_t)i * 3 * ld : 0);
+    for (int r = 0; r < rounds; r++) {
+        ahead = pk_fetch(ahead, t->fetch_end, lines);
+        ST_UNROLL
+        for (int u = 0; u < PK_STEP; u += 4) {
+            vi w0 = _mm512_load_si512(w), w1;
+            if (type == ST_WEIGHT_I8) {
+                w1 = _mm512_load_si512(w + 64);
+                w += 128;
+            } else {
+                w1 = _mm512_and_si512(_mm512_srli_epi16(w0, 4), low);
+                w0 = _mm512_and_si512(w0, low);
+                w += 64;
+            }
+            ST_UNROLL
+            for (int i = 0; i < mr; i++) {
+                const int8_t *x = base[i / 3] + (size_t)(i % 3) * ld + u;
+                acc[i][0] = dot(acc[i][0], w0, x);
+                acc[i][1] = dot(acc[i][1], w1, x);
+            }
+        }
+        ST_UNROLL
+        for (int i = 0; i < PK_BASES; i++) {
+            base[i] += PK_STEP;
+            /* Else the compiler keeps a pointer for every row, more than there are registers. */
+            __asm__("" : "+r"(base[i]));
+        }
+    }
+    *fetch = ahead;
+    return w;
+}
+
+#include "kernels/simd/simd_packed_int.inc"
+
+PK_TILE_SET_12(i8, pk_i8_tile, ST_WEIGHT_I8)
+PK_TILE_SET_12(i4, pk_i4_tile, ST_WEIGHT_I4)
+
+size_t st_avx512vnni_pack_block_bytes(const st_packed *shape)
+{
+    return pk_block_bytes(shape);
+}
+
+void st_avx512vnni_pack_block(void *dst, const st_packed *shape, const st_weight_rows *rows)
+{
+    pk_block(dst, shape, rows);
+}
+
+void st_avx512vnni_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1)
+{
+    if (!st_weight_takes_int8(w->type))
+        st_avx512_matmul(y, ldy, a, w, n0, n1);
+    else
+        st_packed_run(w->type == ST_WEIGHT_I8 ? &i8 : &i4, y, ldy, a, w, pk_block_bytes(w),
+                      pk_scale_offset(w), n0, n1);
+}

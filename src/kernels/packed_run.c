@@ -1,0 +1,132 @@
+/* Cuts a product with packed weights into tiles: see packed_run.h.
+ *
+ * Up to a tile's rows of x: each block is read once, strictly in order, all of k at a time.
+ * More rows: parts of k whose x stays in L2 while blocks pass by, each block's part taken by one
+ * strip of rows after the other. Whatever comes next from memory is prefetched into L2, spread over
+ * the strips that compute meanwhile. */
+#include "kernels/packed_run.h"
+
+enum {
+    PART_BYTES = 2048,       /* of a row of x: a strip of 12 and some weights fit in L1 */
+    PANEL_BYTES = 384 << 10, /* rows of x that stay in L2 */
+    AHEAD = 8192             /* how far a single strip prefetches */
+};
+
+typedef struct run {
+    const st_tile_set *set;
+    const st_act *a;
+    const st_packed *w;
+    float *y;
+    size_t ldy, block_bytes, scale_offset, x_bytes, step_bits; /* of an x; of a block per input */
+    int n0, n1, part;
+    bool cold; /* nobody has prefetched what comes now */
+} run;
+
+static const unsigned char *piece(const run *r, int j, int k0)
+{
+    return (const unsigned char *)r->w->data + (size_t)(j / r->set->cols) * r->block_bytes +
+           (size_t)k0 * r->step_bits / 8;
+}
+
+static int part_end(const run *r, int k0)
+{
+    return r->w->k - k0 < r->part ? r->w->k : k0 + r->part;
+}
+
+/* What follows the part [k0, k1) of the block at column j; an empty range at the end. */
+static void next_piece(const run *r, int j, int k0, const unsigned char **from,
+                       const unsigned char **to)
+{
+    j += r->set->cols;
+    if (j >= r->n1) {
+        j = r->n0;
+        k0 = part_end(r, k0);
+    }
+    *from = *to = NULL;
+    if (k0 >= r->w->k)
+        return;
+    *from = piece(r, j, k0);
+    *to = *from + (size_t)(part_end(r, k0) - k0) * r->step_bits / 8;
+}
+
+static void run_strips(run *r, st_tile *t, int j, int row0, int row1)
+{
+    int m = row1 - row0, strips = (m + r->set->rows - 1) / r->set->rows;
+    const unsigned char *next, *next_end;
+    next_piece(r, j, t->k0, &next, &next_end);
+    int fetchers = r->cold && strips > 1 ? strips - 1 : strips;
+    size_t share = (size_t)(next_end - next) / (size_t)fetchers / ST_TILE_LINE * ST_TILE_LINE;
+    share += ST_TILE_LINE;
+    for (int s = 0; s < strips; s++) {
+        int i0 = row0 + (int)((int64_t)m * s / strips);
+        int rows = row0 + (int)((int64_t)m * (s + 1) / strips) - i0;
+        size_t i = (size_t)i0;
+        if (strips == 1 || (r->cold && s == 0)) {
+            /* In order, from one block into the next. */
+            const unsigned char *end = piece(r, r->n1 - 1, 0) + r->block_bytes;
+            size_t bytes = (size_t)(t->k1 - t->k0) * r->step_bits / 8;
+            t->fetch = t->w + AHEAD;
+            t->fetch_end = t->fetch + bytes;
+            if (t->fetch_end > end)
+                t->fetch_end = end;
+        } else {
+            t->fetch = next;
+            t->fetch_end = (size_t)(next_end - next) < share ? next_end : next + share;
+            next = t->fetch_end;
+        }
+        t->y = r->y + i * r->ldy + j;
+        t->x = (const char *)(st_weight_takes_int8(r->w->type) ? (const void *)r->a->q
+                                                               : (const void *)r->a->x) +
+               i * t->ldx + (size_t)t->k0 * r->x_bytes;
+        t->x_scale = r->a->scale ? r->a->scale + i : NULL;
+        t->sum = r->a->sum ? r->a->sum + i * t->lds : NULL;
+        r->set->tile[rows](t);
+    }
+    r->cold = false;
+}
+
+static void run_rows(run *r, int row0, int row1)
+{
+    bool int8 = st_weight_takes_int8(r->w->type);
+    st_tile t = {.ldy = r->ldy,
+                 .ldx = int8 ? r->a->ldq : r->a->ld * sizeof(float),
+                 .lds = st_act_sums(r->w->k),
+                 .matrix = r->w};
+    r->cold = true;
+    for (t.k0 = 0; t.k0 < r->w->k; t.k0 = t.k1) {
+        t.k1 = part_end(r, t.k0);
+        for (int j = r->n0; j < r->n1; j += r->set->cols) {
+            t.cols = r->n1 - j < r->set->cols ? r->n1 - j : r->set->cols;
+            t.w = piece(r, j, t.k0);
+            t.scale = piece(r, j, 0) + r->scale_offset;
+            run_strips(r, &t, j, row0, row1);
+        }
+    }
+}
+
+/* Inputs that a tile takes at once when rows need several strips: whole groups. */
+static int part_inputs(const st_packed *w, size_t x_bytes)
+{
+    int part = PART_BYTES / (int)x_bytes;
+    if (w->group > 0)
+        part = w->group >= part ? w->group : part / w->group * w->group;
+    return part < w->k ? part : w->k;
+}
+
+void st_packed_run(const st_tile_set *set, float *y, size_t ldy, const st_act *a,
+                   const st_packed *w, size_t block_bytes, size_t scale_offset, int n0, int n1)
+{
+    run r = {.set = set, .a = a, .w = w, .y = y, .ldy = ldy, .n0 = n0, .n1 = n1};
+    r.block_bytes = block_bytes;
+    r.scale_offset = scale_offset;
+    r.x_bytes = st_weight_takes_int8(w->type) ? 1 : sizeof(float);
+    r.step_bits = (size_t)set->cols * st_weight_bits(w->type);
+    r.part = a->m <= set->rows ? w->k : part_inputs(w, r.x_bytes);
+    if (a->m <= 0 || n0 >= n1)
+        return;
+    int most = PANEL_BYTES / (r.part * (int)r.x_bytes + 1) / set->rows * set->rows;
+    most = most < set->rows ? set->rows : most;
+    int chunks = a->m <= set->rows ? 1 : (a->m + most - 1) / most;
+    for (int c = 0; c < chunks; c++)
+        run_rows(&r, (int)((int64_t)a->m * c / chunks), (int)((int64_t)a->m * (c + 1) / chunks));
+}

@@ -1,0 +1,58 @@
+/* How a product with packed weights is cut into tiles: common to all instruction sets. A tile is a
+ * few rows of x by one block of columns over a part of k; accumulators that a tile does not finish
+ * wait in y. Tile and part never reach the bits: floats go on where they stopped, integers are
+ * exact. */
+#ifndef ST_KERNELS_PACKED_RUN_H
+#define ST_KERNELS_PACKED_RUN_H
+
+#include "kernels/kernels.h"
+
+enum { ST_TILE_ROWS_MAX = 12, ST_TILE_LINE = 64 };
+
+typedef struct st_tile {
+    float *y; /* first row, first column of the block */
+    size_t ldy;
+    int cols;      /* to be stored, 1..pack_cols */
+    const void *x; /* the first row's x or q, at k0 */
+    size_t ldx;    /* bytes */
+    const float *x_scale;
+    const int32_t *sum; /* the first row's sums */
+    size_t lds;
+    const unsigned char *w;     /* the block's data at k0 */
+    const unsigned char *scale; /* the block's scales, then its zero points */
+    const st_packed *matrix;
+    int k0, k1;
+    /* Weights to bring into L2 meanwhile, evenly: they are needed next. */
+    const unsigned char *fetch, *fetch_end;
+} st_tile;
+
+typedef void st_tile_fn(const st_tile *t);
+
+/* One weight type's tiles in one table. */
+typedef struct st_tile_set {
+    st_tile_fn *tile[ST_TILE_ROWS_MAX + 1]; /* by rows; [0] is unused */
+    int rows;                               /* of the largest */
+    int cols;                               /* pack_cols */
+} st_tile_set;
+
+/* set: of w's type. block_bytes, scale_offset: as packed by the table. */
+void st_packed_run(const st_tile_set *set, float *y, size_t ldy, const st_act *a,
+                   const st_packed *w, size_t block_bytes, size_t scale_offset, int n0, int n1);
+
+/* Bits of one weight in a block. */
+static inline size_t st_weight_bits(st_weight_type type)
+{
+    switch (type) {
+    case ST_WEIGHT_F32:
+        return 32;
+    case ST_WEIGHT_F16:
+    case ST_WEIGHT_BF16:
+        return 16;
+    case ST_WEIGHT_I4:
+        return 4;
+    default:
+        return 8;
+    }
+}
+
+#endif
