@@ -1,7 +1,7 @@
 /* A model: a published checkpoint, mapped, understood, and ready to run.
  *
  *   folder --st_checkpoint_open--> tensors by name (mapped) + st_model_config
- *          --st_model_load-------> st_model (layers of st_matrix that point into the mapping)
+ *          --st_model_load-------> st_model (layers of packed matrices, mapped from a cache)
  *   st_model_forward(batch of token chunks, KV memory) -> logits
  *
  * Layer formulas: docs/SOURCES.md names the papers and published classes they come from. */
@@ -77,6 +77,9 @@ st_kv_row_shape st_config_kv_row(const st_model_config *c);
 /* Loading in steps, for progress bars: called from the loading thread; done <= total, bytes. */
 typedef void st_progress_fn(void *user, size_t done, size_t total);
 
+/* Something went another way than expected, and loading goes on: one sentence. */
+typedef void st_notice_fn(void *user, const char *text);
+
 typedef struct st_model_options {
     const char *dir;
     int32_t max_batch_tokens; /* largest st_batch.n_tokens; 0: 512 */
@@ -87,6 +90,14 @@ typedef struct st_model_options {
     size_t memory_limit;   /* bytes the model may take; 0: what the machine has available */
     st_progress_fn *progress; /* may be NULL */
     void *progress_user;
+    /* Weights are packed for the kernels when a model is loaded. Where packs are kept for the next
+     * time: a folder, "next" (in the checkpoint's own), "none" (nowhere), or NULL:
+     * $XDG_CACHE_HOME/starling, else ~/.cache/starling. A cache that cannot be used is a notice;
+     * the packs are then made in memory. */
+    const char *pack_cache;
+    size_t pack_cache_least; /* packs of fewer bytes are made in memory each time; 0: 64 MiB */
+    st_notice_fn *notice;    /* may be NULL */
+    void *notice_user;
 } st_model_options;
 
 typedef struct st_model st_model;

@@ -66,7 +66,8 @@ static void query_task(void *arg, size_t task, int worker)
     size_t ldl = (size_t)c->n_heads * (size_t)(lora + rope);
     const float *q = w->q + (size_t)first * ldq + (size_t)h * (size_t)(nope + rope);
     float *lat = w->q_lat + (size_t)first * ldl + (size_t)h * (size_t)(lora + rope);
-    m->k->matmul_f(lat, ldl, q, ldq, n, &m->layers[r->layer].mla.uk[h], 0, lora);
+    const st_act a = {.x = q, .ld = ldq, .m = n, .k = nope};
+    m->k->matmul(lat, ldl, &a, &m->layers[r->layer].mla.uk[h], 0, lora);
     for (int32_t i = 0; i < n; i++) {
         float *rotated = lat + (size_t)i * ldl + lora;
         memcpy(rotated, q + (size_t)i * ldq + nope, (size_t)rope * sizeof *rotated);
@@ -85,9 +86,12 @@ static void value_task(void *arg, size_t task, int worker)
     int32_t first = (int32_t)(task / (size_t)c->n_heads) * HEAD_TASK_TOKENS;
     int32_t n = r->s->n - first < HEAD_TASK_TOKENS ? r->s->n - first : HEAD_TASK_TOKENS;
     size_t ldl = (size_t)c->n_heads * (size_t)c->kv_lora_rank, ldo = (size_t)c->n_heads * (size_t)v;
-    m->k->matmul_f(w->o.x + (size_t)first * ldo + (size_t)h * (size_t)v, ldo,
-                   w->o_lat + (size_t)first * ldl + (size_t)h * (size_t)c->kv_lora_rank, ldl, n,
-                   &m->layers[r->layer].mla.uv[h], 0, v);
+    const st_act a = {.x = w->o_lat + (size_t)first * ldl + (size_t)h * (size_t)c->kv_lora_rank,
+                      .ld = ldl,
+                      .m = n,
+                      .k = c->kv_lora_rank};
+    m->k->matmul(w->o.x + (size_t)first * ldo + (size_t)h * (size_t)v, ldo, &a,
+                 &m->layers[r->layer].mla.uv[h], 0, v);
 }
 
 /* The input's projections: compressed (or full) queries and the latent row. */

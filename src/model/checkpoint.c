@@ -22,6 +22,7 @@ typedef struct mapped_file {
     const char *path;
     void *data;
     size_t size;
+    struct timespec changed;
 } mapped_file;
 
 struct st_checkpoint {
@@ -116,6 +117,7 @@ static st_status map_file(mapped_file *f, st_error *err)
         } else {
             f->data = p;
             f->size = (size_t)sb.st_size;
+            f->changed = sb.st_mtim;
         }
     }
     close(fd);
@@ -336,4 +338,30 @@ size_t st_checkpoint_total_bytes(const st_checkpoint *c)
 uint64_t st_checkpoint_fingerprint(const st_checkpoint *c)
 {
     return c->fingerprint;
+}
+
+uint64_t st_checkpoint_stamp(const st_checkpoint *c)
+{
+    XXH64_hash_t stamp = c->fingerprint;
+    for (size_t i = 0; i < c->n_files; i++) {
+        const mapped_file *f = &c->files[i];
+        const char *slash = strrchr(f->path, '/'), *name = slash ? slash + 1 : f->path;
+        uint64_t facts[3] = {f->size, (uint64_t)f->changed.tv_sec, (uint64_t)f->changed.tv_nsec};
+        uint64_t header; /* its length, which was checked against the file */
+        memcpy(&header, f->data, sizeof header);
+        stamp = XXH3_64bits_withSeed(name, strlen(name), stamp);
+        stamp = XXH3_64bits_withSeed(facts, sizeof facts, stamp);
+        stamp = XXH3_64bits_withSeed(f->data, sizeof header + (size_t)header, stamp);
+    }
+    return stamp;
+}
+
+void st_checkpoint_release(const st_checkpoint *c, const st_tensor *t)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)t->data;
+    uintptr_t end = (begin + t->bytes) / page * page;
+    begin = (begin + page - 1) / page * page;
+    /* Of pages that no one wrote to: what is dropped is in the file. */
+    if (t >= c->tensors && t < c->tensors + c->n_tensors && begin < end)
+        (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
 }

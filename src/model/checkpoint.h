@@ -38,6 +38,13 @@ int32_t st_tensor_layer(const char *name);
  * model differ too. */
 uint64_t st_checkpoint_fingerprint(const st_checkpoint *c);
 
+/* Of the fingerprint and of every weight file: its name, size, time of change and header. What was
+ * made from a checkpoint with another stamp is stale. */
+uint64_t st_checkpoint_stamp(const st_checkpoint *c);
+/* Lets the system take back the memory of a tensor's pages, which are read again when needed. t is
+ * one of this checkpoint's. */
+void st_checkpoint_release(const st_checkpoint *c, const st_tensor *t);
+
 /* Config alone, from JSON texts (generation may be NULL); for tests and fuzzing. */
 ST_NODISCARD st_status st_model_config_parse(const char *json, size_t len, const char *generation,
                                              size_t generation_len, st_model_config *out,

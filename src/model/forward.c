@@ -16,8 +16,8 @@ int32_t st_rows_per_task(const st_model *m, int32_t n_rows, int32_t width)
 
 void st_quantize_row(const st_model *m, const st_rows *r, int32_t row)
 {
-    size_t at = (size_t)row * (size_t)r->k;
-    m->k->quantize_rows(r->q + at, (size_t)r->k, r->scale + row, r->x + at, (size_t)r->k, 1, r->k);
+    st_act a = st_rows_act(r, row, 1);
+    m->k->quantize(&a);
 }
 
 void st_kv_put(const st_model *m, const st_step *s, int32_t layer, int32_t row, const float *src)

@@ -30,8 +30,8 @@ static st_status linear(loader *l, const char *name, int32_t n, int32_t k, bool 
                         st_linear *out)
 {
     st_status status = st_weights_linear(l->w, name, n, k, bias, out, l->err);
-    if (!status && st_is_i8(out))
-        l->m->any_i8 = true;
+    if (!status && st_takes_int8(out))
+        l->m->any_int8 = true;
     return status;
 }
 
@@ -79,9 +79,9 @@ static st_status load_mla(loader *l, st_layer *y)
                              c->qk_nope_head_dim, c->v_head_dim, c->kv_lora_rank, a->uk, a->uv,
                              l->err)))
         return s;
-    y->quantize_attn_in =
-        st_is_i8(&a->q_a) || st_is_i8(&a->kv_a) || (!c->q_lora_rank && st_is_i8(&a->q_b));
-    y->quantize_q_b = c->q_lora_rank && st_is_i8(&a->q_b);
+    y->quantize_attn_in = st_takes_int8(&a->q_a) || st_takes_int8(&a->kv_a) ||
+                          (!c->q_lora_rank && st_takes_int8(&a->q_b));
+    y->quantize_q_b = c->q_lora_rank && st_takes_int8(&a->q_b);
     return linear(l, name_of(l, "self_attn.o_proj"), hidden, c->n_heads * c->v_head_dim, c->o_bias,
                   &a->o);
 }
@@ -97,7 +97,7 @@ static st_status load_gqa(loader *l, st_layer *y)
         (s = linear(l, name_of(l, "self_attn.v_proj"), kv, hidden, c->qkv_bias, &a->v)) ||
         (s = linear(l, name_of(l, "self_attn.o_proj"), hidden, q, c->o_bias, &a->o)))
         return s;
-    y->quantize_attn_in = st_is_i8(&a->q) || st_is_i8(&a->k) || st_is_i8(&a->v);
+    y->quantize_attn_in = st_takes_int8(&a->q) || st_takes_int8(&a->k) || st_takes_int8(&a->v);
     if (!c->qk_norm)
         return ST_OK;
     if ((s = vector(l, name_of(l, "self_attn.q_norm.weight"), c->head_dim, &a->q_norm)))
@@ -115,8 +115,8 @@ static st_status load_mlp(loader *l, const char *name, int32_t width, st_layer *
         (s = linear(l, name_of(l, "%s.up_proj", name), width, hidden, false, &out->up)) ||
         (s = linear(l, name_of(l, "%s.down_proj", name), hidden, width, false, &out->down)))
         return s;
-    y->quantize_mlp_in = y->quantize_mlp_in || st_is_i8(&out->gate) || st_is_i8(&out->up);
-    y->quantize_down = y->quantize_down || st_is_i8(&out->down);
+    y->quantize_mlp_in = y->quantize_mlp_in || st_takes_int8(&out->gate) || st_takes_int8(&out->up);
+    y->quantize_down = y->quantize_down || st_takes_int8(&out->down);
     return ST_OK;
 }
 
@@ -124,8 +124,8 @@ static st_status load_mlp(loader *l, const char *name, int32_t width, st_layer *
 static st_status load_router(loader *l, st_moe_weights *moe)
 {
     const st_model_config *c = &l->m->config;
-    st_status s = st_weights_float_matrix(l->w, name_of(l, "mlp.gate.weight"), c->n_experts,
-                                          c->hidden_size, &moe->router, l->err);
+    st_status s = st_weights_float(l->w, name_of(l, "mlp.gate.weight"), c->n_experts,
+                                   c->hidden_size, &moe->router, l->err);
     if (s || !c->router_bias)
         return s;
     if (!st_weights_has(l->w, name_of(l, "mlp.gate.e_score_correction_bias")) &&
@@ -176,7 +176,7 @@ static st_status load_layer(loader *l, st_layer *y)
     }
     if ((s = c->attn == ST_ATTN_MLA ? load_mla(l, y) : load_gqa(l, y)))
         return s;
-    y->quantize_o = st_is_i8(o);
+    y->quantize_o = st_takes_int8(o);
     y->is_moe = st_model_layer_is_moe(c, l->layer);
     return y->is_moe ? load_moe(l, y) : load_mlp(l, "mlp", c->intermediate_size, y, &y->mlp);
 }
@@ -189,15 +189,16 @@ st_status st_layers_load(st_model *m, st_weights *w, st_error *err)
     if (c->n_experts && c->n_group > ST_ROUTER_MAX_GROUPS)
         return st_fail(err, ST_EUNSUPPORTED, "%s/config.json: n_group is %d: expected at most %d",
                        st_checkpoint_dir(m->ckpt), c->n_group, ST_ROUTER_MAX_GROUPS);
-    if ((s = st_weights_float_matrix(w, "model.embed_tokens.weight", c->vocab_size, c->hidden_size,
-                                     &m->embed, err)) ||
+    if ((s = st_weights_table(w, "model.embed_tokens.weight", c->vocab_size, c->hidden_size,
+                              &m->embed, err)) ||
         (s = vector(&l, "model.norm.weight", c->hidden_size, &m->final_norm)))
         return s;
-    if (c->tie_embeddings)
-        m->head.w = m->embed;
-    else if ((s = linear(&l, "lm_head", c->vocab_size, c->hidden_size, false, &m->head)))
+    s = c->tie_embeddings ? st_weights_float(w, "model.embed_tokens.weight", c->vocab_size,
+                                             c->hidden_size, &m->head.w, err)
+                          : linear(&l, "lm_head", c->vocab_size, c->hidden_size, false, &m->head);
+    if (s)
         return s;
-    m->quantize_last = st_is_i8(&m->head);
+    m->quantize_last = st_takes_int8(&m->head);
     if (!(m->layers = allocate(&l, (size_t)c->n_layers, sizeof *m->layers)))
         return ST_ENOMEM;
     for (l.layer = 0; l.layer < c->n_layers; l.layer++)

@@ -40,11 +40,17 @@ static st_status set_limits(st_model *m, const st_model_options *o, st_error *er
 static st_status load_weights(st_model *m, const st_model_options *o, st_error *err)
 {
     st_weights *w = NULL;
-    st_status status = st_weights_new(m->ckpt, m->arena, &w, err);
+    const st_pack_choice how = {.cache = o->pack_cache,
+                                .cache_least = o->pack_cache_least,
+                                .progress = o->progress,
+                                .progress_user = o->progress_user,
+                                .notice = o->notice,
+                                .notice_user = o->notice_user};
+    st_status status = st_weights_new(m->ckpt, m->k, m->arena, &w, err);
     if (!status)
         status = st_layers_load(m, w, err);
     if (!status)
-        status = st_weights_prepare(w, m->pool, o->progress, o->progress_user, err);
+        status = st_packs_make(st_weights_plan(w), &how, m->pool, &m->packs, err);
     st_weights_free(w);
     return status;
 }
@@ -87,6 +93,7 @@ void st_model_free(st_model *m)
     if (!m)
         return;
     free(m->work.memory);
+    st_packs_free(&m->packs);
     st_arena_free(m->arena);
     st_ops_free(m->ops);
     st_pool_free(m->pool);

@@ -5,6 +5,7 @@
 
 #include "kernels/ops.h"
 #include "model/checkpoint.h"
+#include "model/packs.h"
 #include "model/rope.h"
 #include "model/weights.h"
 
@@ -13,8 +14,8 @@ typedef struct st_mla_weights {
     const float *q_a_norm;
     st_linear q_b, kv_a, o;
     const float *kv_a_norm;
-    st_matrix *uk; /* [n_heads] of [kv_lora, nope]: the key expansion, transposed */
-    st_matrix *uv; /* [n_heads] of [v, kv_lora]: the value expansion */
+    st_packed *uk; /* [n_heads] of [kv_lora, nope]: the key expansion, transposed */
+    st_packed *uv; /* [n_heads] of [v, kv_lora]: the value expansion */
 } st_mla_weights;
 
 typedef struct st_gqa_weights {
@@ -27,7 +28,7 @@ typedef struct st_mlp_weights {
 } st_mlp_weights;
 
 typedef struct st_moe_weights {
-    st_matrix router;         /* [n_experts, hidden] */
+    st_packed router;         /* [n_experts, hidden] */
     const float *router_bias; /* [n_experts], for choosing only; NULL: none */
     st_mlp_weights *experts;  /* [n_experts] */
     st_mlp_weights shared;    /* gate.w.n 0: none */
@@ -50,8 +51,9 @@ typedef struct st_layer {
 /* Activation rows with room for their int8 form. */
 typedef struct st_rows {
     float *x;     /* [cap, k] */
-    int8_t *q;    /* [cap, k]; NULL when no weight of the model is I8 */
+    int8_t *q;    /* [cap, st_act_ldq(k)]; NULL when no weight of the model takes int8 */
     float *scale; /* [cap] */
+    int32_t *sum; /* [cap, st_act_sums(k)] */
     int32_t k;
 } st_rows;
 
@@ -103,8 +105,9 @@ struct st_model {
     uint64_t fingerprint;
     st_rope rope;
     st_attn_shape shape;
-    bool any_i8;
-    st_matrix embed;
+    bool any_int8;
+    st_packs packs;
+    st_row_table embed;
     st_linear head;
     bool quantize_last;
     const float *final_norm;
@@ -123,26 +126,29 @@ typedef struct st_step {
 ST_NODISCARD st_status st_layers_load(st_model *m, st_weights *w, st_error *err);
 ST_NODISCARD st_status st_work_init(st_model *m, st_error *err);
 
-static inline bool st_is_i8(const st_linear *l)
+/* Whether the layer's input is needed in int8. */
+static inline bool st_takes_int8(const st_linear *l)
 {
-    return l->w.dtype == ST_I8 && l->w.n > 0;
+    return l->w.n > 0 && st_weight_takes_int8(l->w.type);
 }
 
 /* Rows [first, first + m) as a matmul's input. */
 static inline st_act st_rows_act(const st_rows *r, int32_t first, int32_t m)
 {
-    size_t at = (size_t)first * (size_t)r->k;
-    return (st_act){.x = r->x + at,
+    size_t at = (size_t)first, ldq = st_act_ldq(r->k);
+    return (st_act){.x = r->x + at * (size_t)r->k,
                     .ld = (size_t)r->k,
-                    .q = r->q ? r->q + at : NULL,
-                    .scale = r->q ? r->scale + first : NULL,
+                    .q = r->q ? r->q + at * ldq : NULL,
+                    .ldq = ldq,
+                    .scale = r->q ? r->scale + at : NULL,
+                    .sum = r->q ? r->sum + at * st_act_sums(r->k) : NULL,
                     .m = m,
                     .k = r->k};
 }
 
 static inline st_matmul_job st_linear_job(const st_linear *l, st_act a, float *y, size_t ldy)
 {
-    return (st_matmul_job){.row_major = &l->w, .a = a, .y = y, .ldy = ldy, .bias = l->bias};
+    return (st_matmul_job){.w = &l->w, .a = a, .y = y, .ldy = ldy, .bias = l->bias};
 }
 
 /* How many rows of `width` elements one task of a per-row loop takes: enough work to be worth

@@ -67,8 +67,11 @@ static void gather_task(void *arg, size_t task, int worker)
         size_t from = (size_t)token * hidden, to = (size_t)row * hidden;
         memcpy(w->gathered.x + to, w->in.x + from, hidden * sizeof(float));
         if (r->l->quantize_mlp_in) {
-            memcpy(w->gathered.q + to, w->in.q + from, hidden);
-            w->gathered.scale[row] = w->in.scale[token];
+            st_act from_row = st_rows_act(&w->in, token, 1);
+            st_act to_row = st_rows_act(&w->gathered, row, 1);
+            memcpy(to_row.q, from_row.q, to_row.ldq);
+            memcpy(to_row.sum, from_row.sum, st_act_sums(to_row.k) * sizeof *to_row.sum);
+            *to_row.scale = *from_row.scale;
         }
     }
 }
@@ -149,7 +152,7 @@ void st_moe_run(st_model *m, const st_step *s, const st_layer *l)
 {
     st_work *w = &m->work;
     const st_model_config *c = &m->config;
-    st_matmul_job router = {.row_major = &l->moe.router,
+    st_matmul_job router = {.w = &l->moe.router,
                             .a = st_rows_act(&w->in, 0, s->n),
                             .y = w->router,
                             .ldy = (size_t)c->n_experts};

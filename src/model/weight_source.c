@@ -77,29 +77,29 @@ static size_t element_size(st_weight_type t)
     return t == ST_WEIGHT_F32 ? 4 : t == ST_WEIGHT_F16 || t == ST_WEIGHT_BF16 ? 2 : 1;
 }
 
-/* Scales in a row: one for I8, one for each group of inputs for I4 and F8. */
+/* Scales in a row. */
 static size_t groups_of(st_weight_type type, int32_t k, int32_t group)
 {
-    if (is_float(type))
-        return 0;
-    return type == ST_WEIGHT_I8 || group <= 0 ? 1 : (size_t)((k + group - 1) / group);
+    return is_float(type) ? 0 : (size_t)st_weight_groups(k, group);
 }
 
 static bool finite_32(const void *data, size_t n)
 {
-    const uint32_t *p = data;
-    uint32_t bad = 0;
-    for (size_t i = 0; i < n; i++)
-        bad |= (uint32_t)((p[i] & 0x7F800000u) == 0x7F800000u);
+    uint32_t bad = 0, v;
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&v, (const char *)data + i * sizeof v, sizeof v);
+        bad |= (uint32_t)((v & 0x7F800000u) == 0x7F800000u);
+    }
     return bad == 0;
 }
 
 static bool finite_16(const void *data, size_t n, uint16_t exponent)
 {
-    const uint16_t *p = data;
-    uint16_t bad = 0;
-    for (size_t i = 0; i < n; i++)
-        bad |= (uint16_t)((p[i] & exponent) == exponent);
+    uint16_t bad = 0, v;
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&v, (const char *)data + i * sizeof v, sizeof v);
+        bad |= (uint16_t)((v & exponent) == exponent);
+    }
     return bad == 0;
 }
 
@@ -127,19 +127,10 @@ static bool rows_finite(const st_weight_rows *r)
         if (!finite_f8(r->data, n))
             return false;
         break;
-    case ST_WEIGHT_I8:
-    case ST_WEIGHT_I4:
+    default:
         break;
     }
     return finite_32(r->scale, (size_t)r->n * groups_of(r->type, r->k, r->group));
-}
-
-static float f8_to_f32(uint8_t v)
-{
-    uint32_t sign = (uint32_t)(v & 0x80) << 24, exponent = v >> 3 & 15, mantissa = v & 7;
-    if (exponent == 0) /* denormals are multiples of 2^-9 */
-        return st_float_of_bits(st_bits_of_float((float)mantissa * 0x1p-9f) | sign);
-    return st_float_of_bits(sign | (exponent + 120) << 23 | mantissa << 20);
 }
 
 /* Element i of row r as a float; not of F16 and BF16, which slices keep. */
@@ -154,9 +145,12 @@ static float element(const st_weight_rows *w, int32_t r, int32_t i)
     case ST_WEIGHT_I4:
         return (float)(((const uint8_t *)w->data)[at] - (w->zero ? w->zero[s] : 8)) * w->scale[s];
     case ST_WEIGHT_F8:
-        return f8_to_f32(((const uint8_t *)w->data)[at]) * w->scale[s];
-    default:
-        return ((const float *)w->data)[at];
+        return st_f8_to_f32(((const uint8_t *)w->data)[at]) * w->scale[s];
+    default: {
+        float v;
+        memcpy(&v, (const char *)w->data + at * sizeof v, sizeof v);
+        return v;
+    }
     }
 }
 
@@ -177,29 +171,18 @@ st_status st_weight_source_read(const st_weight_source *s, int32_t r0, int32_t r
 
 /* --- floats and INT8 as published -------------------------------------------------------- */
 
-/* Rows of t where they lie; copied when they are not aligned for their type. */
-static const void *rows_in_place(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch)
-{
-    size_t size = element_size(s->type), row = (size_t)s->k * size;
-    const char *p = (const char *)s->tensor[0]->data + (size_t)r0 * row;
-    return (uintptr_t)p % size ? memcpy(scratch, p, (size_t)(r1 - r0) * row) : p;
-}
-
-static size_t float_scratch(const st_weight_source *s, int32_t n_rows)
-{
-    size_t size = element_size(s->type);
-    return (uintptr_t)s->tensor[0]->data % size ? (size_t)n_rows * (size_t)s->k * size : 0;
-}
-
 static st_status float_read(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch,
                             st_weight_rows *out, st_error *err)
 {
-    *out = (st_weight_rows){
-        .type = s->type, .n = r1 - r0, .k = s->k, .data = rows_in_place(s, r0, r1, scratch)};
+    size_t row = (size_t)s->k * element_size(s->type);
+    *out = (st_weight_rows){.type = s->type,
+                            .n = r1 - r0,
+                            .k = s->k,
+                            .data = (const char *)s->tensor[0]->data + (size_t)r0 * row};
     return ST_OK;
 }
 
-static const st_weight_reader float_reader = {float_scratch, float_read};
+static const st_weight_reader float_reader = {NULL, float_read};
 
 enum { I8_WEIGHT, I8_SCALE, I8_OFFSET, I8_ZERO_POINT };
 
@@ -335,6 +318,18 @@ st_status st_weight_source_float(const st_checkpoint *c, const char *name, int32
     return ST_OK;
 }
 
+void st_weight_rows_from(const st_weight_rows *all, int32_t first, int32_t n, st_weight_rows *out)
+{
+    size_t groups = groups_of(all->type, all->k, all->group);
+    *out = *all;
+    out->n = n;
+    out->data = (const char *)all->data + (size_t)first * (size_t)all->k * element_size(all->type);
+    if (all->scale)
+        out->scale = all->scale + (size_t)first * groups;
+    if (all->zero)
+        out->zero = all->zero + (size_t)first * groups;
+}
+
 /* --- slices ------------------------------------------------------------------------------ */
 
 /* Rows of base that are read at once to transpose them. */
@@ -390,7 +385,7 @@ static void put_transposed(const st_weight_source *s, const st_weight_rows *rows
         for (int32_t r = 0; r < rows->n; r++) {
             size_t i = (size_t)r * from + (size_t)c;
             if (element_size(s->type) == 2)
-                ((uint16_t *)result)[to + (size_t)r] = ((const uint16_t *)rows->data)[i];
+                memcpy((uint16_t *)result + to + r, (const char *)rows->data + 2 * i, 2);
             else
                 ((float *)result)[to + (size_t)r] = element(rows, r, c);
         }

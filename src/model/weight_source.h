@@ -15,9 +15,9 @@ typedef struct st_weight_reader {
     /* Bytes of scratch that read needs for so many rows; NULL: none. */
     size_t (*scratch)(const st_weight_source *s, int32_t n_rows);
     /* Rows [r0, r1) in canonical form: pointers into the mapped tensors or into scratch (64-byte
-     * aligned, private to the caller), valid until scratch is used again. Fails with the file, the
-     * tensor and what is wrong where values cannot be used; that floats are finite is checked by
-     * st_weight_source_read for all. */
+     * aligned, private to the caller; the mapping promises no alignment), valid until scratch is
+     * used again. Fails with the file, the tensor and what is wrong where values cannot be used;
+     * that floats are finite is checked by st_weight_source_read for all. */
     st_status (*read)(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch,
                       st_weight_rows *out, st_error *err);
 } st_weight_reader;
@@ -58,6 +58,9 @@ size_t st_weight_source_scratch(const st_weight_source *s, int32_t n_rows);
 /* reader->read, and every float (weights and scales) is finite. */
 ST_NODISCARD st_status st_weight_source_read(const st_weight_source *s, int32_t r0, int32_t r1,
                                              void *scratch, st_weight_rows *out, st_error *err);
+
+/* Rows [first, first + n) of those in all. */
+void st_weight_rows_from(const st_weight_rows *all, int32_t first, int32_t n, st_weight_rows *out);
 
 /* --- for readers ------------------------------------------------------------------------- */
 

@@ -1,50 +1,56 @@
-/* Takes tensors out of a checkpoint: checks shape and type, makes matrices that point into the
- * mapping, converts norms and scales to float, and prepares the weights (row sums of INT8, a scan
- * for NaN and infinity, transposed copies) in parallel. */
+/* Takes tensors out of a checkpoint: checks shape and type, converts norms to float, notes what is
+ * to be packed, and has it packed (packs.h) once everything has been taken. */
 #ifndef ST_MODEL_WEIGHTS_H
 #define ST_MODEL_WEIGHTS_H
 
-#include "base/arena.h"
-#include "base/threads.h"
-#include "kernels/kernels.h"
-#include "model/checkpoint.h"
+#include "model/pack_plan.h"
 
-/* A linear layer: y = x . w^T + bias (NULL: none). */
+/* A linear layer: y = x . w^T + bias (NULL: none). w.n 0: there is none. */
 typedef struct st_linear {
-    st_matrix w;
+    st_packed w;
     const float *bias;
 } st_linear;
 
+/* Rows to be looked up, as published: [n, k] floats in the mapping. */
+typedef struct st_row_table {
+    st_dtype dtype;
+    int32_t n, k;
+    const void *data; /* aligned for its type */
+} st_row_table;
+
 typedef struct st_weights st_weights;
 
-/* Everything made lives in arena; ckpt must outlive the matrices. */
-ST_NODISCARD st_status st_weights_new(const st_checkpoint *ckpt, st_arena *arena, st_weights **out,
-                                      st_error *err);
+/* Everything made lives in arena; ckpt must outlive the tables. */
+ST_NODISCARD st_status st_weights_new(const st_checkpoint *ckpt, const st_kernels *k,
+                                      st_arena *arena, st_weights **out, st_error *err);
 void st_weights_free(st_weights *w); /* NULL is fine; what was taken stays */
 
 bool st_weights_has(const st_weights *w, const char *name);
 
 /* Each looks `name` up and fails with the file, the tensor, what was expected and what was found.
- */
+ * A st_packed has its shape at once and its data when the plan has been packed and bound, so it
+ * must stay where it is until then. */
 
 /* A vector of n finite floats, from F32, F16 or BF16. */
 ST_NODISCARD st_status st_weights_vector(st_weights *w, const char *name, int32_t n,
                                          const float **out, st_error *err);
-/* NAME.weight [n, k] in F32, F16, BF16, or I8 with NAME.weight_scale; NAME.bias when bias. */
+/* NAME [n, k] in any dialect (weight_source.h); NAME.bias when bias. */
 ST_NODISCARD st_status st_weights_linear(st_weights *w, const char *name, int32_t n, int32_t k,
                                          bool bias, st_linear *out, st_error *err);
-/* A matrix under its full name that is read row by row or by float kernels: never I8. */
-ST_NODISCARD st_status st_weights_float_matrix(st_weights *w, const char *name, int32_t n,
-                                               int32_t k, st_matrix *out, st_error *err);
-/* MLA's kv_b: NAME.weight [n_heads * (nope + v), kv_lora], each head's rows nope first. uk[h] is
- * the head's key part transposed, [kv_lora, nope] (a copy); uv[h] its value part, [v, kv_lora] (in
- * place, or of an F32 copy when the tensor is I8). */
+/* A matrix of floats under its full name. */
+ST_NODISCARD st_status st_weights_float(st_weights *w, const char *name, int32_t n, int32_t k,
+                                        st_packed *out, st_error *err);
+/* The same, not packed. */
+ST_NODISCARD st_status st_weights_table(st_weights *w, const char *name, int32_t n, int32_t k,
+                                        st_row_table *out, st_error *err);
+/* MLA's kv_b: NAME [n_heads * (nope + v), kv_lora], each head's rows nope first. uk[h] is the
+ * head's key part transposed, [kv_lora, nope]; uv[h] its value part, [v, kv_lora]. Floats stay in
+ * their type; quantized tensors become F32, since no one quantizes the rows they meet. */
 ST_NODISCARD st_status st_weights_kv_b(st_weights *w, const char *name, int32_t n_heads,
-                                       int32_t nope, int32_t v, int32_t kv_lora, st_matrix *uk,
-                                       st_matrix *uv, st_error *err);
+                                       int32_t nope, int32_t v, int32_t kv_lora, st_packed *uk,
+                                       st_packed *uv, st_error *err);
 
-/* Does the parallel part for everything taken so far. progress may be NULL. */
-ST_NODISCARD st_status st_weights_prepare(st_weights *w, st_pool *pool, st_progress_fn *progress,
-                                          void *user, st_error *err);
+/* All that is to be packed; owned by w. */
+const st_pack_plan *st_weights_plan(const st_weights *w);
 
 #endif

@@ -24,13 +24,14 @@ static void *cut(cutter *c, size_t rows, size_t k, size_t size)
     return p;
 }
 
-static st_rows cut_rows(cutter *c, size_t rows, int32_t k, bool i8)
+static st_rows cut_rows(cutter *c, size_t rows, int32_t k, bool int8)
 {
     st_rows r = {.k = k};
     r.x = cut(c, rows, (size_t)k, sizeof(float));
-    if (i8) {
-        r.q = cut(c, rows, (size_t)k, 1);
+    if (int8) {
+        r.q = cut(c, rows, st_act_ldq(k), 1);
         r.scale = cut(c, rows, 1, sizeof(float));
+        r.sum = cut(c, rows, st_act_sums(k), sizeof(int32_t));
     }
     return r;
 }
@@ -42,16 +43,16 @@ static void cut_attention(const st_model *m, cutter *c, st_work *w, size_t t)
     w->kv = cut(c, t, (size_t)st_model_kv_row_elems(m), sizeof(float));
     if (f->attn == ST_ATTN_GQA) {
         w->q = cut(c, t, heads * (size_t)f->head_dim, sizeof(float));
-        w->o = cut_rows(c, t, f->n_heads * f->head_dim, m->any_i8);
+        w->o = cut_rows(c, t, f->n_heads * f->head_dim, m->any_int8);
         return;
     }
     size_t lora = (size_t)f->kv_lora_rank, rope = (size_t)f->qk_rope_head_dim;
     w->q = cut(c, t, heads * ((size_t)f->qk_nope_head_dim + rope), sizeof(float));
     if (f->q_lora_rank)
-        w->q_a = cut_rows(c, t, f->q_lora_rank, m->any_i8);
+        w->q_a = cut_rows(c, t, f->q_lora_rank, m->any_int8);
     w->q_lat = cut(c, t, heads * (lora + rope), sizeof(float));
     w->o_lat = cut(c, t, heads * lora, sizeof(float));
-    w->o = cut_rows(c, t, f->n_heads * f->v_head_dim, m->any_i8);
+    w->o = cut_rows(c, t, f->n_heads * f->v_head_dim, m->any_int8);
 }
 
 static void cut_experts(const st_model *m, cutter *c, st_work *w, size_t t)
@@ -67,10 +68,10 @@ static void cut_experts(const st_model *m, cutter *c, st_work *w, size_t t)
     w->expert_of_row = cut(c, t, k, sizeof(int32_t));
     w->expert_first = cut(c, n + 1, 1, sizeof(int32_t));
     w->jobs = cut(c, 2 * n + 2, 1, sizeof(st_matmul_job));
-    w->gathered = cut_rows(c, rows, f->hidden_size, m->any_i8);
+    w->gathered = cut_rows(c, rows, f->hidden_size, m->any_int8);
     w->e_gate = cut(c, rows, width, sizeof(float));
     w->e_up = cut(c, rows, width, sizeof(float));
-    w->e_h = cut_rows(c, rows, f->moe_intermediate_size, m->any_i8);
+    w->e_h = cut_rows(c, rows, f->moe_intermediate_size, m->any_int8);
     w->e_out = cut(c, rows, (size_t)f->hidden_size, sizeof(float));
 }
 
@@ -91,17 +92,17 @@ static void cut_all(const st_model *m, cutter *c, st_work *w)
     size_t t = (size_t)m->max_batch_tokens, hidden = (size_t)m->config.hidden_size;
     int32_t mlp = widest_mlp(m);
     w->x = cut(c, t, hidden, sizeof(float));
-    w->in = cut_rows(c, t, m->config.hidden_size, m->any_i8);
+    w->in = cut_rows(c, t, m->config.hidden_size, m->any_int8);
     w->branch = cut(c, t, hidden, sizeof(float));
     w->cos_sin = cut(c, t, (size_t)m->rope.dim, sizeof(float));
     w->kv_at = cut(c, t, 1, sizeof(size_t));
     cut_attention(m, c, w, t);
     w->gate = cut(c, t, (size_t)mlp, sizeof(float));
     w->up = cut(c, t, (size_t)mlp, sizeof(float));
-    w->h = cut_rows(c, t, mlp, m->any_i8);
+    w->h = cut_rows(c, t, mlp, m->any_int8);
     if (m->config.n_experts)
         cut_experts(m, c, w, t);
-    w->last = cut_rows(c, (size_t)m->max_outputs, m->config.hidden_size, m->any_i8);
+    w->last = cut_rows(c, (size_t)m->max_outputs, m->config.hidden_size, m->any_int8);
     w->seqs = cut(c, t, 1, sizeof(st_attn_seq));
     w->bad = cut(c, (size_t)m->max_outputs, 1, sizeof(bool));
     w->output = cut(c, (size_t)m->max_outputs, 1, sizeof(int32_t));
