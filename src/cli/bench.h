@@ -19,6 +19,9 @@ typedef struct st_bench {
 /* Products and attention on synthetic shapes that do not fit in caches. */
 ST_NODISCARD st_status st_bench_kernels(st_bench *b, st_error *err);
 
+/* The experts of a layer on synthetic weights. */
+ST_NODISCARD st_status st_bench_moe(st_bench *b, st_error *err);
+
 typedef struct st_bench_model_options {
     const char *dir;
     int32_t threads;

@@ -50,6 +50,8 @@ static st_status run(st_bench *b, const bench_args *a, st_error *err)
         s = add_peaks(b);
     if (!s && !a->no_kernels)
         s = st_bench_kernels(b, err);
+    if (!s && !a->no_kernels)
+        s = st_bench_moe(b, err);
     st_pool_free(b->pool); /* the model has its own */
     b->pool = NULL;
     if (!s && !a->no_model)

@@ -54,6 +54,26 @@ typedef struct st_attn_shape {
     float scale;
 } st_attn_shape;
 
+/* One row of a layer's residual stream between two products: x += branch (a sum of parts, with a
+ * norm of its own where branch_norm is set), y = norm(x), and y in int8. */
+typedef struct st_residual {
+    float *x;            /* [d]; only read when there is neither branch nor parts */
+    const float *branch; /* [d] or NULL */
+    /* branch += part_weight[i] * row part_row[i] of parts, in order */
+    const float *parts;
+    size_t ld_parts;
+    const int32_t *part_row;
+    const float *part_weight;
+    int n_parts;
+    float *branch_sum;        /* [d], may be branch; used with branch_norm */
+    const float *branch_norm; /* [d] or NULL */
+    const float *norm;        /* [d]; NULL: no y */
+    float *y;                 /* [d], may be x when there is nothing to add */
+    int8_t *q;                /* as st_act's row, NULL: none */
+    float *scale;
+    int32_t *sum;
+} st_residual;
+
 typedef struct st_kernels {
     const char *name; /* "ref", "avx2", "avx512", "avx512vnni" */
 
@@ -89,6 +109,8 @@ typedef struct st_kernels {
     /* y = x / sqrt(mean(x^2) + eps) * weight, per row of d. y may be x. */
     void (*rmsnorm)(float *y, size_t ldy, const float *x, size_t ldx, const float *weight, int m,
                     int d, float eps);
+    /* Bits: add_scaled for each part, rmsnorm of the branch, add, rmsnorm, quantize. */
+    void (*residual_norm)(const st_residual *r, int d, float eps);
     /* Rotates one head vector of d elements in place. cos_sin: [d/2] cosines then [d/2] sines.
      * interleaved: pairs (2i, 2i+1); half: pairs (i, i + d/2). */
     void (*rope_interleaved)(float *x, int d, const float *cos_sin);

@@ -20,6 +20,7 @@ enum {
     EXPERT_LEAST_GROUP = 48,
     EXPERT_GROUP_STEP = 12, /* groups are multiples of this: products take rows in such tiles */
     EXPERT_GATHER_ROWS = 16,
+    EXPERT_FETCH = 8192, /* bytes; what a core needs on the way to read at full speed */
     EXPERT_QUANTIZE_ROWS = 8,
     EXPERT_SPINS = 64 /* waits before the processor is given to another thread */
 };
@@ -172,6 +173,19 @@ static st_packed columns(const st_kernels *k, const st_packed *w, int32_t first,
     return v;
 }
 
+/* Starts bringing the first of a matrix's columns from `column` on into L2. A product prefetches
+ * within its own columns only; without this, memory would rest at every end of a task. */
+static void fetch(const st_kernels *k, const st_packed *w, int32_t column)
+{
+    if (column >= w->n)
+        return;
+    size_t block = k->pack_block_bytes(w);
+    const char *p = (const char *)w->data + (size_t)(column / k->pack_cols) * block;
+    size_t bytes = block < EXPERT_FETCH ? block : EXPERT_FETCH;
+    for (size_t at = 0; at < bytes; at += 64)
+        __builtin_prefetch(p + at, 0, 2);
+}
+
 static void gate_up_task(const expert_run *r, const st_expert_job *j, uint32_t task, int worker)
 {
     const st_kernels *k = r->ops->k;
@@ -181,13 +195,17 @@ static void gate_up_task(const expert_run *r, const st_expert_job *j, uint32_t t
     int32_t column = (int32_t)(task / groups) * s->up_columns;
     int32_t end = least(column + s->up_columns, j->gate->n);
     st_act a = input(j, row, m);
-    size_t ld = (size_t)k->pack_cols;
+    int32_t most = least(s->up_columns, EXPERT_MOST_ROWS / m * k->pack_cols);
+    size_t ld = (size_t)most;
     float *gate = r->ops->expert_scratch + (size_t)worker * r->ops->expert_floats;
     float *up = gate + (size_t)m * ld;
-    for (; column < end; column += k->pack_cols) {
-        int32_t n = least(k->pack_cols, end - column);
+    for (; column < end; column += most) {
+        int32_t n = least(most, end - column);
         st_packed g = columns(k, j->gate, column, n), u = columns(k, j->up, column, n);
+        fetch(k, &u, 0);
         k->matmul(gate, ld, &a, &g, 0, n);
+        fetch(k, column + n < j->gate->n ? j->gate : j->down,
+              column + n < j->gate->n ? column + n : 0);
         k->matmul(up, ld, &a, &u, 0, n);
         k->silu_mul(j->h.x + (size_t)row * j->h.ld + (size_t)column, j->h.ld, gate, up, ld, m, n);
     }
@@ -222,6 +240,7 @@ static void down_task(const st_kernels *k, const st_expert_job *j, uint32_t task
     int32_t row = (int32_t)(task % groups) * s->group;
     int32_t column = (int32_t)(task / groups) * s->down_columns;
     st_act a = h_rows(j, row, least(s->group, j->n - row));
+    fetch(k, j->down, column + s->down_columns);
     k->matmul(j->y + (size_t)row * j->ldy, j->ldy, &a, j->down, column,
               least(column + s->down_columns, j->down->n));
 }

@@ -48,6 +48,130 @@ static void rmsnorm_matches(void **state)
         }
 }
 
+/* A sum of a branch and parts, norms and int8 rows. */
+typedef struct residual_case {
+    int d, n_parts;
+    bool branch, branch_norm, norm, int8;
+} residual_case;
+
+enum { PARTS = 5 };
+
+typedef struct residual_data {
+    kt_buf x, branch, parts, weights[2], y;
+    kt_act act; /* one row: q, scale and sum */
+    float part_weight[PARTS];
+    int32_t part_row[PARTS];
+} residual_data;
+
+static void residual_new(residual_data *r, const residual_case *c)
+{
+    size_t d = (size_t)c->d;
+    kt_floats(&r->x, d);
+    kt_floats(&r->branch, d);
+    kt_floats(&r->parts, PARTS * (d + 3));
+    kt_floats(&r->weights[0], d);
+    kt_floats(&r->weights[1], d);
+    r->y = kt_new(d, 4);
+    kt_act_new(&r->act, 1, c->d);
+    for (int i = 0; i < PARTS; i++) {
+        r->part_weight[i] = kt_normal();
+        r->part_row[i] = kt_int(0, PARTS - 1);
+    }
+}
+
+static void residual_free(residual_data *r)
+{
+    kt_free(&r->x);
+    kt_free(&r->branch);
+    kt_free(&r->parts);
+    kt_free(&r->weights[0]);
+    kt_free(&r->weights[1]);
+    kt_free(&r->y);
+    kt_act_free(&r->act);
+}
+
+static st_residual residual_of(residual_data *r, const residual_case *c)
+{
+    return (st_residual){.x = r->x.p,
+                         .branch = c->branch ? r->branch.p : NULL,
+                         .parts = r->parts.p,
+                         .ld_parts = (size_t)c->d + 3,
+                         .part_row = r->part_row,
+                         .part_weight = r->part_weight,
+                         .n_parts = c->n_parts,
+                         .branch_sum = r->branch.p,
+                         .branch_norm = c->branch_norm ? r->weights[0].p : NULL,
+                         .norm = c->norm ? r->weights[1].p : NULL,
+                         .y = r->y.p,
+                         .q = c->int8 ? r->act.a.q : NULL,
+                         .scale = r->act.a.scale,
+                         .sum = r->act.a.sum};
+}
+
+/* The kernels that it stands for, one after the other. */
+static void residual_in_steps(const st_kernels *k, const st_residual *r, int d, float eps)
+{
+    size_t n = (size_t)d;
+    float *sum = calloc(n, sizeof *sum);
+    assert_non_null(sum);
+    if (r->branch)
+        memcpy(sum, r->branch, n * sizeof *sum);
+    for (int i = 0; i < r->n_parts; i++)
+        k->add_scaled(sum, r->parts + (size_t)r->part_row[i] * r->ld_parts, r->part_weight[i], d);
+    if (r->branch_norm)
+        k->rmsnorm(sum, n, sum, n, r->branch_norm, 1, d, eps);
+    if (r->branch || r->n_parts)
+        k->add(r->x, sum, d);
+    if (r->norm)
+        k->rmsnorm(r->y, n, r->x, n, r->norm, 1, d, eps);
+    st_act a = {.x = r->y, .ld = n, .q = r->q, .scale = r->scale, .sum = r->sum, .m = 1, .k = d};
+    if (r->norm && r->q)
+        k->quantize(&a);
+    free(sum);
+}
+
+static void check_residual(const st_kernels *k, const residual_case *c)
+{
+    residual_data a, b;
+    const kt_buf *of_a[] = {&a.x, &a.y, &a.act.q, &a.act.scale, &a.act.sum};
+    const kt_buf *of_b[] = {&b.x, &b.y, &b.act.q, &b.act.scale, &b.act.sum};
+    residual_new(&a, c);
+    b = a;
+    b.x = kt_new((size_t)c->d, 4); /* what the kernels write, a second time */
+    b.branch = kt_new((size_t)c->d, 4);
+    b.y = kt_new((size_t)c->d, 4);
+    kt_act_new(&b.act, 1, c->d);
+    memcpy(b.x.p, a.x.p, a.x.bytes);
+    memcpy(b.branch.p, a.branch.p, a.branch.bytes);
+    for (int i = 2; i < 5; i++)
+        memcpy(of_b[i]->p, of_a[i]->p, of_a[i]->bytes);
+    st_residual fused = residual_of(&a, c), steps = residual_of(&b, c);
+    k->residual_norm(&fused, c->d, 1e-5f);
+    residual_in_steps(k, &steps, c->d, 1e-5f);
+    for (int i = 0; i < 5; i++)
+        assert_memory_equal(of_a[i]->p, of_b[i]->p, of_a[i]->bytes);
+    kt_free(&b.x);
+    kt_free(&b.branch);
+    kt_free(&b.y);
+    kt_act_free(&b.act);
+    residual_free(&a);
+}
+
+static void residual_norm_gives_the_bits_of_its_steps(void **state)
+{
+    for (int t = 0; t < kt_n_tables; t++)
+        for (int s = 0; s < N_SIZES; s++)
+            for (int bits = 0; bits < 32; bits++) {
+                residual_case c = {.d = sizes[s],
+                                   .n_parts = bits & 1 ? kt_int(1, PARTS) : 0,
+                                   .branch = bits & 2,
+                                   .norm = bits & 8,
+                                   .int8 = bits & 16};
+                c.branch_norm = (bits & 4) && (c.branch || c.n_parts);
+                check_residual(kt_tables[t], &c);
+            }
+}
+
 static void rope_matches(void **state)
 {
     for (int t = 0; t < kt_n_tables; t++)
@@ -245,6 +369,7 @@ int main(void)
     kt_start();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rmsnorm_matches),
+        cmocka_unit_test(residual_norm_gives_the_bits_of_its_steps),
         cmocka_unit_test(rope_matches),
         cmocka_unit_test(silu_mul_matches),
         cmocka_unit_test(sums_match),

@@ -18,17 +18,20 @@
 #include "kernels/simd/simd_peak.inc"
 #include "kernels/simd/simd_vector.inc"
 
+#include "kernels/simd/simd_norm.inc"
+
 const st_kernels st_kernels_avx2 = {
     .name = "avx2",
     .pack_cols = ST_AVX2_PACK_COLS,
     .pack_block_bytes = st_avx2_pack_block_bytes,
     .pack_block = st_avx2_pack_block,
     .matmul = st_avx2_matmul,
-    .quantize = st_ref_quantize,
+    .quantize = st_simd_quantize,
     .matmul_f = st_simd_matmul_f,
     .matmul_i8 = st_avx2_matmul_i8,
     .quantize_rows = st_simd_quantize_rows,
     .rmsnorm = st_simd_rmsnorm,
+    .residual_norm = st_simd_residual_norm,
     .rope_interleaved = st_simd_rope_interleaved,
     .rope_half = st_simd_rope_half,
     .silu_mul = st_simd_silu_mul,

@@ -284,4 +284,14 @@ static inline void vf_store_bf16(uint16_t *y, vf v)
     _mm_storeu_si128((__m128i *)(void *)y, h);
 }
 
+/* Of 32 bytes. */
+static inline int32_t vi_sum_32(const int8_t *p)
+{
+    __m256i bias = _mm256_set1_epi8((char)0x80);
+    __m256i v = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(const void *)p), bias);
+    v = _mm256_sad_epu8(v, _mm256_setzero_si256());
+    __m128i s = _mm_add_epi64(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    return (int32_t)(_mm_cvtsi128_si64(s) + _mm_extract_epi64(s, 1)) - 32 * 128;
+}
+
 #endif

@@ -19,6 +19,7 @@ void st_ref_quantize_rows(int8_t *q, size_t ldq, float *scale, const float *x, s
                           int k);
 void st_ref_rmsnorm(float *y, size_t ldy, const float *x, size_t ldx, const float *weight, int m,
                     int d, float eps);
+void st_ref_residual_norm(const st_residual *r, int d, float eps);
 void st_ref_rope_interleaved(float *x, int d, const float *cos_sin);
 void st_ref_rope_half(float *x, int d, const float *cos_sin);
 void st_ref_silu_mul(float *y, size_t ldy, const float *gate, const float *up, size_t ld, int m,

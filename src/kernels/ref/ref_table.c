@@ -12,6 +12,7 @@ const st_kernels st_kernels_ref = {
     .matmul_i8 = st_ref_matmul_i8,
     .quantize_rows = st_ref_quantize_rows,
     .rmsnorm = st_ref_rmsnorm,
+    .residual_norm = st_ref_residual_norm,
     .rope_interleaved = st_ref_rope_interleaved,
     .rope_half = st_ref_rope_half,
     .silu_mul = st_ref_silu_mul,

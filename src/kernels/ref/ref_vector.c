@@ -19,6 +19,32 @@ void st_ref_rmsnorm(float *y, size_t ldy, const float *x, size_t ldx, const floa
     }
 }
 
+void st_ref_residual_norm(const st_residual *r, int d, float eps)
+{
+    bool adds = r->branch || r->n_parts > 0;
+    size_t n = (size_t)d;
+    for (size_t j = 0; adds && j < n; j++) {
+        float b = r->branch ? r->branch[j] : 0;
+        for (int i = 0; i < r->n_parts; i++)
+            b = fmaf(r->part_weight[i], r->parts[(size_t)r->part_row[i] * r->ld_parts + j], b);
+        if (r->branch_norm)
+            r->branch_sum[j] = b;
+        else
+            r->x[j] += b;
+    }
+    if (r->branch_norm) {
+        st_ref_rmsnorm(r->branch_sum, n, r->branch_sum, n, r->branch_norm, 1, d, eps);
+        st_ref_add(r->x, r->branch_sum, d);
+    }
+    if (r->norm)
+        st_ref_rmsnorm(r->y, n, r->x, n, r->norm, 1, d, eps);
+    if (r->norm && r->q) {
+        st_act a = {
+            .x = r->y, .ld = n, .q = r->q, .scale = r->scale, .sum = r->sum, .m = 1, .k = d};
+        st_ref_quantize(&a);
+    }
+}
+
 static void rotate(float *a, float *b, float c, float s)
 {
     float x = *a, y = *b;
