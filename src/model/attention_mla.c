@@ -37,11 +37,8 @@ static void latent_task(void *arg, size_t task, int worker)
     size_t kv_row = (size_t)(c->kv_lora_rank + c->qk_rope_head_dim);
     for (; row < end; row++) {
         if (c->q_lora_rank) {
-            float *q = w->q_a.x + (size_t)row * (size_t)c->q_lora_rank;
-            m->k->rmsnorm(q, (size_t)c->q_lora_rank, q, (size_t)c->q_lora_rank, l->mla.q_a_norm, 1,
-                          c->q_lora_rank, c->rms_norm_eps);
-            if (l->quantize_q_b)
-                st_quantize_row(m, &w->q_a, row);
+            st_residual n = st_rows_norm(&w->q_a, row, l->mla.q_a_norm, l->quantize_q_b);
+            m->k->residual_norm(&n, c->q_lora_rank, c->rms_norm_eps);
         }
         float *kv = w->kv + (size_t)row * kv_row;
         m->k->rmsnorm(kv, kv_row, kv, kv_row, l->mla.kv_a_norm, 1, c->kv_lora_rank,

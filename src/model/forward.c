@@ -14,10 +14,12 @@ int32_t st_rows_per_task(const st_model *m, int32_t n_rows, int32_t width)
     return spread > worth ? spread : worth;
 }
 
-void st_quantize_row(const st_model *m, const st_rows *r, int32_t row)
+st_residual st_rows_norm(const st_rows *r, int32_t row, const float *norm, bool quantize)
 {
     st_act a = st_rows_act(r, row, 1);
-    m->k->quantize(&a);
+    float *y = r->x + (size_t)row * (size_t)r->k;
+    return (st_residual){
+        .x = y, .norm = norm, .y = y, .q = quantize ? a.q : NULL, .scale = a.scale, .sum = a.sum};
 }
 
 void st_kv_put(const st_model *m, const st_step *s, int32_t layer, int32_t row, const float *src)
@@ -67,8 +69,9 @@ static int32_t end_of(const row_run *r, size_t task)
 static void quantize_o_task(void *arg, size_t task, int worker)
 {
     const row_run *r = arg;
-    for (int32_t row = (int32_t)task * r->per_task; row < end_of(r, task); row++)
-        st_quantize_row(r->m, &r->m->work.o, row);
+    int32_t row = (int32_t)task * r->per_task;
+    st_act a = st_rows_act(&r->m->work.o, row, end_of(r, task) - row);
+    r->m->k->quantize(&a);
 }
 
 void st_model_output_projection(st_model *m, const st_step *s, const st_layer *l,
@@ -85,27 +88,30 @@ void st_model_output_projection(st_model *m, const st_step *s, const st_layer *l
 }
 
 /* x += norm(branch); in = norm(x), quantized. The first call of a step has no branch, the last no
- * next. */
+ * next. The branch of an MoE layer is the shared experts' sum, where there is any, and what the
+ * token's own experts add. */
 static void residual_task(void *arg, size_t task, int worker)
 {
     const row_run *r = arg;
     const st_model *m = r->m;
     const st_work *w = &m->work;
-    int32_t d = m->config.hidden_size;
-    float eps = m->config.rms_norm_eps;
-    size_t ld = (size_t)d;
+    size_t d = (size_t)m->config.hidden_size, k = (size_t)m->config.experts_per_token;
     for (int32_t row = (int32_t)task * r->per_task; row < end_of(r, task); row++) {
-        float *x = w->x + (size_t)row * ld, *branch = w->branch + (size_t)row * ld;
-        if (r->combine)
-            st_moe_combine_row(m, r->combine, row);
-        if (r->branch_norm)
-            m->k->rmsnorm(branch, ld, branch, ld, r->branch_norm, 1, d, eps);
-        if (r->branch)
-            m->k->add(x, branch, d);
-        if (r->next_norm)
-            m->k->rmsnorm(w->in.x + (size_t)row * ld, ld, x, ld, r->next_norm, 1, d, eps);
-        if (r->quantize)
-            st_quantize_row(m, &w->in, row);
+        float *branch = w->branch + (size_t)row * d;
+        st_residual n = st_rows_norm(&w->in, row, r->next_norm, r->quantize);
+        n.x = w->x + (size_t)row * d;
+        if (r->branch && (!r->combine || r->combine->moe.shared.gate.w.n))
+            n.branch = branch;
+        n.branch_sum = branch;
+        n.branch_norm = r->branch_norm;
+        if (r->combine) {
+            n.parts = w->e_out;
+            n.ld_parts = d;
+            n.part_row = w->row_of_slot + (size_t)row * k;
+            n.part_weight = w->choice_weight + (size_t)row * k;
+            n.n_parts = (int)k;
+        }
+        m->k->residual_norm(&n, m->config.hidden_size, m->config.rms_norm_eps);
     }
 }
 
@@ -205,13 +211,10 @@ static void last_norm_task(void *arg, size_t task, int worker)
     const row_run *r = arg;
     const st_model *m = r->m;
     const st_work *w = &m->work;
-    size_t d = (size_t)m->config.hidden_size;
     for (int32_t i = (int32_t)task * r->per_task; i < end_of(r, task); i++) {
-        size_t row = (size_t)r->s->output[i];
-        m->k->rmsnorm(w->last.x + (size_t)i * d, d, w->x + row * d, d, m->final_norm, 1,
-                      m->config.hidden_size, m->config.rms_norm_eps);
-        if (m->quantize_last)
-            st_quantize_row(m, &w->last, i);
+        st_residual n = st_rows_norm(&w->last, i, m->final_norm, m->quantize_last);
+        n.x = w->x + (size_t)r->s->output[i] * (size_t)m->config.hidden_size;
+        m->k->residual_norm(&n, m->config.hidden_size, m->config.rms_norm_eps);
     }
 }
 

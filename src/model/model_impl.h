@@ -3,7 +3,7 @@
 #ifndef ST_MODEL_IMPL_H
 #define ST_MODEL_IMPL_H
 
-#include "kernels/ops.h"
+#include "kernels/ops_experts.h"
 #include "model/checkpoint.h"
 #include "model/packs.h"
 #include "model/rope.h"
@@ -61,37 +61,32 @@ typedef struct st_rows {
  * token, R = T * K rows of chosen experts. */
 typedef struct st_work {
     void *memory;
-    float *x;       /* [T, hidden] residual stream */
-    st_rows in;     /* [T, hidden] normed input of attention, then of the MLP */
-    float *branch;  /* [T, hidden] output of attention, then of the MLP */
-    float *cos_sin; /* [T, rope dim] */
-    size_t *kv_at;  /* [T] byte offset of the token's KV row within a layer */
-    float *q;       /* [T, n_heads * q head size] */
-    float *kv;      /* [T, kv row] new KV rows, before conversion */
-    st_rows o;      /* [T, n_heads * v head size] attention output, the input of o_proj */
-    st_rows q_a;    /* MLA: [T, q_lora] */
-    float *q_lat;   /* MLA: [T, n_heads, kv_lora + rope] */
-    float *o_lat;   /* MLA: [T, n_heads, kv_lora] */
-    float *gate;    /* [T, intermediate]: dense MLP, or the shared experts */
-    float *up;
-    st_rows h;             /* [T, intermediate] silu(gate) * up */
-    float *router;         /* [T, n_experts] */
-    int32_t *choice;       /* [T, K] experts by descending score */
-    float *choice_weight;  /* [T, K] */
-    int32_t *row_of_slot;  /* [T, K] row in expert order */
-    int32_t *token_of_row; /* [R] */
-    int32_t *expert_of_row;
-    int32_t *expert_first; /* [n_experts + 1] first row of each expert */
-    st_rows gathered;      /* [R, hidden] inputs in expert order, for experts with several rows */
-    float *e_gate;         /* [R, moe_intermediate] */
-    float *e_up;
-    st_rows e_h;
-    float *e_out; /* [R, hidden] */
-    st_rows last; /* [max_outputs, hidden] normed rows for lm_head */
+    float *x;               /* [T, hidden] residual stream */
+    st_rows in;             /* [T, hidden] normed input of attention, then of the MLP */
+    float *branch;          /* [T, hidden] output of attention, then of the MLP */
+    float *cos_sin;         /* [T, rope dim] */
+    size_t *kv_at;          /* [T] byte offset of the token's KV row within a layer */
+    float *q;               /* [T, n_heads * q head size] */
+    float *kv;              /* [T, kv row] new KV rows, before conversion */
+    st_rows o;              /* [T, n_heads * v head size] attention output, the input of o_proj */
+    st_rows q_a;            /* MLA: [T, q_lora] */
+    float *q_lat;           /* MLA: [T, n_heads, kv_lora + rope] */
+    float *o_lat;           /* MLA: [T, n_heads, kv_lora] */
+    st_rows h;              /* [T, intermediate] silu(gate) * up of dense MLP or shared experts */
+    float *router;          /* [T, n_experts] */
+    int32_t *choice;        /* [T, K] experts by descending score */
+    float *choice_weight;   /* [T, K] */
+    int32_t *row_of_slot;   /* [T, K] row in expert order */
+    int32_t *token_of_row;  /* [R] */
+    int32_t *expert_first;  /* [n_experts + 1] first row of each expert */
+    st_rows gathered;       /* [R, hidden] inputs in expert order, for experts with several rows */
+    st_rows e_h;            /* [R, moe_intermediate] */
+    float *e_out;           /* [R, hidden] */
+    st_expert_job *experts; /* [n_experts + 1] of the layer that runs: shared ones first */
+    st_rows last;           /* [max_outputs, hidden] normed rows for lm_head */
     st_attn_seq *seqs;
-    st_matmul_job *jobs; /* [2 * n_experts + 8] */
-    bool *bad;           /* [max_outputs] logits not finite */
-    int32_t *output;     /* [max_outputs] row of each output after the last attention */
+    bool *bad;       /* [max_outputs] logits not finite */
+    int32_t *output; /* [max_outputs] row of each output after the last attention */
 } st_work;
 
 struct st_model {
@@ -146,6 +141,18 @@ static inline st_act st_rows_act(const st_rows *r, int32_t first, int32_t m)
                     .k = r->k};
 }
 
+/* The same rows as room for an expert's own, k elements each; k may be less than the array's. */
+static inline st_expert_rows st_rows_room(const st_rows *r, int32_t first, int32_t k)
+{
+    size_t at = (size_t)first, ldq = st_act_ldq(k);
+    return (st_expert_rows){.x = r->x + at * (size_t)r->k,
+                            .ld = (size_t)r->k,
+                            .q = r->q ? r->q + at * ldq : NULL,
+                            .ldq = ldq,
+                            .scale = r->q ? r->scale + at : NULL,
+                            .sum = r->q ? r->sum + at * st_act_sums(k) : NULL};
+}
+
 static inline st_matmul_job st_linear_job(const st_linear *l, st_act a, float *y, size_t ldy)
 {
     return (st_matmul_job){.w = &l->w, .a = a, .y = y, .ldy = ldy, .bias = l->bias};
@@ -154,16 +161,21 @@ static inline st_matmul_job st_linear_job(const st_linear *l, st_act a, float *y
 /* How many rows of `width` elements one task of a per-row loop takes: enough work to be worth
  * handing out, and a few tasks for each thread. Results never depend on it. */
 int32_t st_rows_per_task(const st_model *m, int32_t n_rows, int32_t width);
-void st_quantize_row(const st_model *m, const st_rows *r, int32_t row);
+
+/* What is to be done to row `row` of the residual stream before the next product: the caller adds
+ * branch and norms. */
+st_residual st_rows_norm(const st_rows *r, int32_t row, const float *norm, bool quantize);
 
 /* Each reads work.in and writes work.branch. */
 void st_mla_run(st_model *m, const st_step *s, int32_t layer);
 void st_gqa_run(st_model *m, const st_step *s, int32_t layer);
 void st_mlp_run(st_model *m, const st_step *s, const st_layer *l);
 /* Writes the shared experts' sum to work.branch (when there are any) and leaves the chosen
- * experts' outputs in work.e_out: st_moe_combine_row adds them up. */
+ * experts' outputs in work.e_out, row row_of_slot of which weighs choice_weight. */
 void st_moe_run(st_model *m, const st_step *s, const st_layer *l);
-void st_moe_combine_row(const st_model *m, const st_layer *l, int32_t row);
+/* A gated MLP on n rows of in; h's rows from `first` on are its own. */
+st_expert_job st_mlp_job(const st_mlp_weights *mlp, const st_act *in, int32_t n, const st_rows *h,
+                         int32_t first, float *y);
 
 /* True when nothing after this layer's KV is wanted: the last layer of a step without outputs. */
 bool st_step_ends_with_kv(const st_model *m, const st_step *s, int32_t layer);

@@ -106,16 +106,14 @@ static void add_mlp(sum *s, const st_model_config *c, size_t t)
         width = w > width ? w : width;
         any_moe = any_moe || moe;
     }
-    add(s, t, 2 * width, sizeof(float)); /* gate, up */
     add_rows(s, t, width, c->w8a8);
     if (!any_moe)
         return;
     size_t chosen = t * at_least_0(c->experts_per_token), experts = at_least_0(c->n_experts);
-    add(s, t, experts, sizeof(float));             /* router */
-    add(s, chosen, 5, sizeof(int32_t));            /* the lists of choices */
-    add(s, 2 * experts, 1, 2 * sizeof(st_tensor)); /* jobs */
-    add_rows(s, chosen, hidden, c->w8a8);          /* gathered inputs */
-    add(s, chosen, 2 * expert, sizeof(float));
+    add(s, t, experts, sizeof(float));    /* router */
+    add(s, chosen, 4, sizeof(int32_t));   /* the lists of choices */
+    add(s, experts, 4, 64);               /* jobs */
+    add_rows(s, chosen, hidden, c->w8a8); /* gathered inputs */
     add_rows(s, chosen, expert, c->w8a8);
     add(s, chosen, hidden, sizeof(float));
 }

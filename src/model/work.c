@@ -55,23 +55,25 @@ static void cut_attention(const st_model *m, cutter *c, st_work *w, size_t t)
     w->o = cut_rows(c, t, f->n_heads * f->v_head_dim, m->any_int8);
 }
 
+/* Floats in a row that is written block of columns by block of columns: an odd number of cache
+ * lines, so that rows do not fall into the same sets. */
+static int32_t odd_lines(int32_t k)
+{
+    return ((k + 15) / 16 | 1) * 16;
+}
+
 static void cut_experts(const st_model *m, cutter *c, st_work *w, size_t t)
 {
     const st_model_config *f = &m->config;
     size_t n = (size_t)f->n_experts, k = (size_t)f->experts_per_token, rows = t * k;
-    size_t width = (size_t)f->moe_intermediate_size;
     w->router = cut(c, t, n, sizeof(float));
     w->choice = cut(c, t, k, sizeof(int32_t));
     w->choice_weight = cut(c, t, k, sizeof(float));
     w->row_of_slot = cut(c, t, k, sizeof(int32_t));
     w->token_of_row = cut(c, t, k, sizeof(int32_t));
-    w->expert_of_row = cut(c, t, k, sizeof(int32_t));
     w->expert_first = cut(c, n + 1, 1, sizeof(int32_t));
-    w->jobs = cut(c, 2 * n + 2, 1, sizeof(st_matmul_job));
     w->gathered = cut_rows(c, rows, f->hidden_size, m->any_int8);
-    w->e_gate = cut(c, rows, width, sizeof(float));
-    w->e_up = cut(c, rows, width, sizeof(float));
-    w->e_h = cut_rows(c, rows, f->moe_intermediate_size, m->any_int8);
+    w->e_h = cut_rows(c, rows, odd_lines(f->moe_intermediate_size), m->any_int8);
     w->e_out = cut(c, rows, (size_t)f->hidden_size, sizeof(float));
 }
 
@@ -97,9 +99,8 @@ static void cut_all(const st_model *m, cutter *c, st_work *w)
     w->cos_sin = cut(c, t, (size_t)m->rope.dim, sizeof(float));
     w->kv_at = cut(c, t, 1, sizeof(size_t));
     cut_attention(m, c, w, t);
-    w->gate = cut(c, t, (size_t)mlp, sizeof(float));
-    w->up = cut(c, t, (size_t)mlp, sizeof(float));
-    w->h = cut_rows(c, t, mlp, m->any_int8);
+    w->h = cut_rows(c, t, odd_lines(mlp), m->any_int8);
+    w->experts = cut(c, (size_t)m->config.n_experts + 1, 1, sizeof(st_expert_job));
     if (m->config.n_experts)
         cut_experts(m, c, w, t);
     w->last = cut_rows(c, (size_t)m->max_outputs, m->config.hidden_size, m->any_int8);
