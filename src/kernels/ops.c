@@ -28,10 +28,15 @@ static const size_t parts_bytes = (size_t)64 << 20;
 const char *st_op_kind_name(st_op_kind kind)
 {
     static const char *const names[ST_OP_KIND_COUNT] = {
-        [ST_OP_MATMUL_F] = "matmul (float)", [ST_OP_MATMUL_I8] = "matmul (int8)",
-        [ST_OP_ATTENTION] = "attention",     [ST_OP_NORM] = "norm",
-        [ST_OP_QUANTIZE] = "quantize",       [ST_OP_ELEMENTWISE] = "elementwise",
-        [ST_OP_ROUTER] = "router",           [ST_OP_EXPERTS] = "experts",
+        [ST_OP_MATMUL_F] = "matmul (float)",
+        [ST_OP_MATMUL_I8] = "matmul (int8)",
+        [ST_OP_ATTENTION] = "attention",
+        [ST_OP_NORM] = "norm",
+        [ST_OP_QUANTIZE] = "quantize",
+        [ST_OP_ELEMENTWISE] = "elementwise",
+        [ST_OP_ROUTER] = "router",
+        [ST_OP_EXPERTS] = "experts",
+        [ST_OP_HEAD] = "head",
     };
     return (unsigned)kind < ST_OP_KIND_COUNT ? names[kind] : "unknown";
 }
