@@ -112,9 +112,11 @@ static void test_random(void **state)
         for (int c = 0; c < 9; c++) {
             const st_kernels *k = kt_tables[t];
             int n = columns[c % 3], dim = c < 3 ? 256 : kt_int(1, 256), m = kt_int(1, 8);
+            bool easy = c == 2; /* independent rows, one wanted: most are far from it */
+            m = easy ? 1 : m;
             int32_t best[ST_SCREEN_ROWS];
             for (int i = 0; i < m; i++)
-                best[i] = kt_int(1, c % 2 ? 1 : 6);
+                best[i] = easy ? 1 : kt_int(1, 6);
             head h;
             st_pool *pool;
             st_ops *ops;
@@ -124,8 +126,8 @@ static void test_random(void **state)
             assert_int_equal(st_ops_new(k, pool, NULL, &ops, &err), ST_OK);
             input_new(in, k, m, dim);
             int left_out = check(k, ops, &h, &in->a, best);
-            if (n == 6000 && dim == 256) /* independent rows: most are far from the best */
-                assert_true(left_out > n * m / 2);
+            if (easy)
+                assert_true(left_out > n / 2);
             st_ops_free(ops);
             st_pool_free(pool);
             head_free(&h);
