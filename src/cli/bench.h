@@ -24,6 +24,7 @@ ST_NODISCARD st_status st_bench_moe(st_bench *b, st_error *err);
 
 typedef struct st_bench_model_options {
     const char *dir;
+    const char *pack_cache; /* as in st_model_options */
     int32_t threads;
     st_dtype kv_dtype;
     int32_t prompt, generate; /* tokens */

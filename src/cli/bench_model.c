@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "cli/bench.h"
+#include "cli/loading.h"
 #include "model/model_profile.h"
 
 enum { BLOCK = 16, STEP = 512, MAX_RUNS = 64, BEYOND_CACHES = 128 << 20 };
@@ -241,7 +242,9 @@ st_status st_bench_model(st_bench *b, const st_bench_model_options *options, st_
                              .max_batch_tokens = o.batch > STEP ? o.batch : STEP,
                              .max_outputs = o.batch,
                              .n_threads = o.threads,
-                             .kernels = b->k->name};
+                             .kernels = b->k->name,
+                             .pack_cache = o.pack_cache,
+                             .notice = st_print_notice};
     st_status s = st_model_load(&load, &r.m, err);
     if (!s) {
         st_model_pin_thread(r.m);

@@ -6,6 +6,7 @@
 
 #include "cli/bench.h"
 #include "cli/commands.h"
+#include "cli/loading.h"
 #include "cli/options.h"
 
 typedef struct bench_args {
@@ -118,6 +119,7 @@ int st_cmd_bench(int argc, char **argv)
          1024},
         {"--kv-cache-dtype", ST_OPT_STRING, &a.kv_dtype, "TYPE", "bf16 (default), f32 or int8", 0,
          0},
+        {"--pack-cache", ST_OPT_STRING, &a.model.pack_cache, "DIR", ST_PACK_CACHE_HELP, 0, 0},
         {"--threads", ST_OPT_INT, &a.model.threads, "N", "worker threads (0: all processors)", 0,
          1024},
         {"--kernels", ST_OPT_STRING, &a.kernels, "NAME", "kernel table (default: the best)", 0, 0},

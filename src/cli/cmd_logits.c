@@ -9,12 +9,13 @@
 #include <string.h>
 
 #include "cli/commands.h"
+#include "cli/loading.h"
 #include "cli/npy.h"
 #include "cli/options.h"
 #include "starling/model.h"
 
 typedef struct logits_args {
-    const char *tokens, *out, *kv_dtype, *kernels;
+    const char *tokens, *out, *kv_dtype, *kernels, *pack_cache;
     int32_t chunk, threads, block_size, top;
     st_dtype kv;
 } logits_args;
@@ -227,8 +228,12 @@ static int run(const logits_args *a, const char *dir)
     if (status)
         goto done;
     r.chunk = a->chunk < ids.n ? a->chunk : ids.n;
-    st_model_options opts = {
-        .dir = dir, .max_batch_tokens = r.chunk, .n_threads = a->threads, .kernels = a->kernels};
+    st_model_options opts = {.dir = dir,
+                             .max_batch_tokens = r.chunk,
+                             .n_threads = a->threads,
+                             .kernels = a->kernels,
+                             .pack_cache = a->pack_cache,
+                             .notice = st_print_notice};
     if ((status = prepare(&r, a, &opts, &err)))
         goto done;
     if (a->out && (status = st_npy_create(&npy, a->out, (size_t)ids.n,
@@ -271,6 +276,7 @@ int st_cmd_logits(int argc, char **argv)
          0},
         {"--chunk", ST_OPT_INT, &a.chunk, "N", "tokens a step (512)", 1, 1 << 20},
         {"--block-size", ST_OPT_INT, &a.block_size, "N", "rows of a KV block (16)", 1, 1 << 16},
+        {"--pack-cache", ST_OPT_STRING, &a.pack_cache, "DIR", ST_PACK_CACHE_HELP, 0, 0},
         {"--threads", ST_OPT_INT, &a.threads, "N", "worker threads (0: all processors)", 0, 1024},
         {"--kernels", ST_OPT_STRING, &a.kernels, "NAME", "kernel table (default: the best)", 0, 0},
     };

@@ -71,6 +71,7 @@ static int parse_args(run_args *a, int argc, char **argv, const char **model, in
          0},
         {"--kv-cache-dtype", ST_OPT_STRING, &a->kv_cache_dtype, "TYPE", "bf16, f32 or int8 (bf16)",
          0, 0},
+        {"--pack-cache", ST_OPT_STRING, &a->loading.pack_cache, "DIR", ST_PACK_CACHE_HELP, 0, 0},
         {"--threads", ST_OPT_INT, &a->loading.threads, "N", "compute threads (all processors)", 0,
          1024},
     };

@@ -12,6 +12,7 @@
 
 #include "base/clock.h"
 #include "cli/commands.h"
+#include "cli/loading.h"
 #include "cli/options.h"
 #include "cli/up_config.h"
 #include "cli/up_once.h"
@@ -21,7 +22,7 @@
 typedef struct up_args {
     st_up_config config;
     int32_t port, prefill, decode, workers, threads, max_tokens, drain_timeout;
-    const char *host, *kv_cache_dtype, *handoff, *nginx, *module, *once;
+    const char *host, *kv_cache_dtype, *pack_cache, *handoff, *nginx, *module, *once;
     uint64_t seed;
     float temperature;
     st_opt_list names, keys, engine_options;
@@ -62,6 +63,7 @@ static int parse_args(up_args *a, int argc, char **argv, const char **model, int
          "compute threads of each engine (the processors, shared out)", 1, 1024},
         {"--kv-cache-dtype", ST_OPT_STRING, &a->kv_cache_dtype, "TYPE",
          "KV memory of each engine: bf16, f32 or int8 (bf16)", 0, 0},
+        {"--pack-cache", ST_OPT_STRING, &a->pack_cache, "DIR", ST_PACK_CACHE_HELP, 0, 0},
         {"--engine-option", ST_OPT_LIST, &a->engine_options, "OPTION",
          "handed to each engine, such as --engine-option=--max-model-len=4096; repeatable", 0, 0},
         {"gateway", ST_OPT_HEADING, NULL, NULL, NULL, 0, 0},
@@ -168,7 +170,7 @@ static st_status start_engine(st_up_stack *s, const up_args *a, const char *self
     char uds[ST_UP_PATH_MAX + 32], name[48], threads[24];
     cpu_set_t cpus;
     bool own_cpus = engine_cpus(c->prefill + c->decode, prefill ? i : c->prefill + i, &cpus);
-    char *argv[2 * ST_OPT_LIST_MAX + 16];
+    char *argv[3 * ST_OPT_LIST_MAX + 16]; /* a name takes two */
     size_t n = 0;
     const char *role = prefill ? "prefill" : c->prefill ? "decode" : "both";
     st_up_engine_socket(c, prefill, i, uds, sizeof uds);
@@ -194,6 +196,10 @@ static st_status start_engine(st_up_stack *s, const up_args *a, const char *self
     if (a->kv_cache_dtype) {
         argv[n++] = "--kv-cache-dtype";
         argv[n++] = (char *)a->kv_cache_dtype;
+    }
+    if (a->pack_cache) {
+        argv[n++] = "--pack-cache";
+        argv[n++] = (char *)a->pack_cache;
     }
     for (size_t k = 0; k < a->engine_options.n; k++)
         argv[n++] = (char *)a->engine_options.items[k];

@@ -42,6 +42,19 @@ static void on_progress(void *user, size_t done, size_t total)
         fprintf(stderr, "loading: %s of %s\n", st_human_bytes(done).s, st_human_bytes(total).s);
 }
 
+void st_print_notice(void *user, const char *text)
+{
+    fprintf(stderr, "starling: %s\n", text);
+}
+
+static void on_notice(void *user, const char *text)
+{
+    const progress *p = user;
+    if (p->drawn && p->tty)
+        fputs("\r\033[K", stderr);
+    st_print_notice(NULL, text);
+}
+
 static st_status load_template(const st_loading *how, st_chat_template **out, st_error *err)
 {
     if (!how->chat_template) {
@@ -79,6 +92,9 @@ static st_status load_model(const st_loading *how, st_model **out, st_error *err
                              .max_model_len = how->engine.max_model_len,
                              .n_threads = how->threads,
                              .kernels = how->kernels,
+                             .pack_cache = how->pack_cache,
+                             .notice = on_notice,
+                             .notice_user = &p,
                              .progress = how->quiet ? NULL : on_progress,
                              .progress_user = &p};
     st_status s = st_model_load(&opts, out, err);
