@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/clock.h"
 #include "cli/bench.h"
@@ -80,8 +81,11 @@ static st_status make_weights(moe_bench *m)
 {
     const st_kernels *k = m->b->k;
     size_t up = packed_bytes(k, &up_shape), down = packed_bytes(k, &down_shape);
-    char *at = m->weights = aligned_alloc(4096, ((2 * up + down) * EXPERTS + 4095) / 4096 * 4096);
+    const size_t page = 2 << 20, bytes = ((2 * up + down) * EXPERTS + page - 1) / page * page;
+    char *at = m->weights = aligned_alloc(page, bytes);
     st_status s = at ? ST_OK : ST_ENOMEM;
+    if (at)
+        (void)madvise(at, bytes, MADV_HUGEPAGE); /* as a model's packs have it */
     for (int e = 0; e < EXPERTS && !s; e++, at += 2 * up + down)
         if ((s = pack(k, &m->gate[e], at, up_shape)) || (s = pack(k, &m->up[e], at + up, up_shape)))
             break;

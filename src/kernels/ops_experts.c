@@ -12,8 +12,8 @@ enum {
     /* Cost of a task in bytes of weights times passes over them: small, as the tasks that a thread
      * takes one after the other lie one after the other in memory. */
     EXPERT_LEAST_COST = 64 << 10,
-    EXPERT_MOST_COST = 256 << 10,
-    EXPERT_TASKS_PER_THREAD = 16,
+    EXPERT_MOST_COST = 3 << 20,
+    EXPERT_TASKS_PER_THREAD = 64,
     /* Rows of x for which reading the weights still costs more than the arithmetic. */
     EXPERT_FREE_ROWS = 12,
     /* Groups of rows are not cut smaller than this: each reads the weights again. */
