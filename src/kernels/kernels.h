@@ -144,13 +144,15 @@ typedef struct st_kernels {
 
     /* The same attention in two steps, so that long contexts spread over threads; NULL where a
      * table has no such kernels. Keys are taken in segments of ST_ATTN_SEGMENT positions:
-     * attention_part leaves one segment's unnormalised result for each (query, head) of
-     * [q0, q1) x [h0, h1), queries outermost, v_dim + ST_ATTN_PART_EXTRA floats each;
+     * attention_part leaves unnormalised results of n_segments segments from `segment` on, stride
+     * floats apart, each of v_dim + ST_ATTN_PART_EXTRA floats for every (query, head) of
+     * [q0, q1) x [h0, h1), queries outermost; the heads share one KV head.
      * attention_merge joins n parts of one (query, head), stride floats apart, in order. The
      * one-step kernels do exactly this, so both ways give the same bits. */
-    void (*attention_part)(float *part, bool mla, const float *q, const st_attn_shape *shape,
-                           const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1, int h0,
-                           int h1, int segment, void *scratch);
+    void (*attention_part)(float *part, size_t stride, bool mla, const float *q,
+                           const st_attn_shape *shape, const st_kv_layer *kv,
+                           const st_attn_seq *seq, int q0, int q1, int h0, int h1, int segment,
+                           int n_segments, void *scratch);
     void (*attention_merge)(float *out, const float *parts, size_t stride, int n, int v_dim);
 
     /* For measuring what the machine can do (peaks.h); NULL where a table has none. Each runs

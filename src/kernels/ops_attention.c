@@ -4,8 +4,11 @@
 #include "kernels/ops_internal.h"
 
 enum {
-    SPLIT_BELOW = 8,    /* groups per thread: with more, splitting the keys gains nothing */
-    TINY_WORK = 1 << 16 /* multiply-adds that are less than waking the pool */
+    SPLIT_BELOW = 8,     /* groups per thread: with more, splitting the keys gains nothing */
+    WHOLE_PERCENT = 108, /* what whole groups may take of the time of an even spread */
+    RUNS_PER_THREAD = 4, /* runs of segments; more of them pack their queries more often */
+    MERGE_SHARES = 4,    /* tasks in which a group's parts are merged */
+    TINY_WORK = 1 << 16  /* multiply-adds that are less than waking the pool */
 };
 
 /* How a sequence's rows are cut into groups: queries outermost. */
@@ -24,6 +27,7 @@ typedef struct attn_run {
     const st_attn_seq *seqs;
     int n_seqs;
     attn_plan plan;
+    int run_length;     /* segments of a task */
     size_t part_row;    /* floats of a (query, head) part */
     size_t part_stride; /* of a group's part of one segment */
 } attn_run;
@@ -86,85 +90,123 @@ static void whole_task(void *arg, size_t task, int worker)
                                                                g.h1, worker_scratch(ops, worker));
 }
 
-/* ---- split over segments: tasks count (group, segment) pairs ---- */
+/* ---- split over segments ---- */
 
-/* The group that a segment task belongs to; *part counts parts before it within the slice. */
-static attn_group find_segment(const attn_run *run, size_t task, int *segment)
+/* A group, and which of its tasks one is. */
+typedef struct attn_task {
+    attn_group g;
+    int index;
+    size_t part; /* of the group's first segment, counted over the slice */
+} attn_task;
+
+static int groups_of(const attn_run *run, const st_attn_seq *seq)
 {
-    int i = st_ops_owner(run->ops->first_task, run->n_seqs, task);
-    size_t left = task - run->ops->first_task[i];
-    for (int index = 0;; index++) {
-        attn_group g = group_of(run, &run->seqs[i], index);
-        size_t n = (size_t)segments_of(&g);
-        if (left < n) {
-            *segment = (int)left;
-            return g;
-        }
-        left -= n;
-    }
+    return query_groups(&run->plan, seq) * run->plan.n_head_groups;
 }
 
-static void part_task(void *arg, size_t task, int worker)
+static int runs_of(const attn_run *run, const attn_group *g)
+{
+    return (segments_of(g) + run->run_length - 1) / run->run_length;
+}
+
+/* Task number `index` of the slice, where a group has `each` tasks, or one per run of segments
+ * when that is zero. There are no more groups than SPLIT_BELOW allows. */
+static attn_task find_task(const attn_run *run, size_t index, int each)
+{
+    size_t part = 0;
+    for (int i = 0;; i++)
+        for (int j = 0; j < groups_of(run, &run->seqs[i]); j++) {
+            attn_group g = group_of(run, &run->seqs[i], j);
+            size_t n = (size_t)(each ? each : runs_of(run, &g));
+            if (index < n)
+                return (attn_task){g, (int)index, part};
+            index -= n;
+            part += (size_t)segments_of(&g);
+        }
+}
+
+static void part_task(void *arg, size_t index, int worker)
 {
     const attn_run *run = arg;
-    int segment;
-    attn_group g = find_segment(run, task, &segment);
-    run->ops->k->attention_part(run->ops->parts + task * run->part_stride, run->mla, run->q,
-                                run->shape, run->kv, g.seq, g.q0, g.q1, g.h0, g.h1, segment,
-                                worker_scratch(run->ops, worker));
+    attn_task t = find_task(run, index, 0);
+    int first = t.index * run->run_length, n = segments_of(&t.g) - first;
+    run->ops->k->attention_part(
+        run->ops->parts + (t.part + (size_t)first) * run->part_stride, run->part_stride, run->mla,
+        run->q, run->shape, run->kv, t.g.seq, t.g.q0, t.g.q1, t.g.h0, t.g.h1, first,
+        n < run->run_length ? n : run->run_length, worker_scratch(run->ops, worker));
 }
 
-/* Merges the rows of the group whose first part is number `task`; other parts do nothing. */
-static void merge_task(void *arg, size_t task, int worker)
+/* Merges a share of the rows of a group. */
+static void merge_task(void *arg, size_t index, int worker)
 {
     const attn_run *run = arg;
     const st_attn_shape *shape = run->shape;
-    int segment;
-    attn_group g = find_segment(run, task, &segment);
-    if (segment != 0)
-        return;
-    const float *part = run->ops->parts + task * run->part_stride;
-    for (int q = g.q0; q < g.q1; q++) {
-        int n = (g.seq->pos0 + q) / ST_ATTN_SEGMENT + 1; /* later segments hold no key of q */
-        for (int h = g.h0; h < g.h1; h++, part += run->part_row) {
-            size_t row = (size_t)(g.seq->q_row + q) * (size_t)shape->n_heads + (size_t)h;
-            run->ops->k->attention_merge(run->out + row * (size_t)shape->v_dim, part,
-                                         run->part_stride, n, shape->v_dim);
-        }
+    attn_task t = find_task(run, index, MERGE_SHARES);
+    int heads = t.g.h1 - t.g.h0, rows = (t.g.q1 - t.g.q0) * heads;
+    const float *parts = run->ops->parts + t.part * run->part_stride;
+    int end = rows * (t.index + 1) / MERGE_SHARES;
+    for (int r = rows * t.index / MERGE_SHARES; r < end; r++) {
+        int query = t.g.q0 + r / heads, head = t.g.h0 + r % heads;
+        int n = (t.g.seq->pos0 + query) / ST_ATTN_SEGMENT + 1; /* later ones hold no key of it */
+        size_t row = (size_t)(t.g.seq->q_row + query) * (size_t)shape->n_heads + (size_t)head;
+        run->ops->k->attention_merge(run->out + row * (size_t)shape->v_dim,
+                                     parts + (size_t)r * run->part_row, run->part_stride, n,
+                                     shape->v_dim);
     }
 }
 
-/* Segment tasks of a sequence. */
-static size_t segment_tasks(const attn_run *run, const st_attn_seq *seq)
+/* The slice's groups, segments in all, and the most segments that a thread gets when every free
+ * one takes the next group. */
+typedef struct attn_load {
+    size_t groups, segments, most;
+} attn_load;
+
+static attn_load load_of(const attn_run *run, int threads)
 {
-    size_t n = 0;
-    int groups = query_groups(&run->plan, seq) * run->plan.n_head_groups;
-    for (int index = 0; index < groups; index++) {
-        attn_group g = group_of(run, seq, index);
-        n += (size_t)segments_of(&g);
-    }
-    return n;
+    enum { MOST_THREADS = 64 };
+    size_t busy[MOST_THREADS] = {0};
+    attn_load load = {0};
+    threads = threads < MOST_THREADS ? threads : MOST_THREADS;
+    for (int i = 0; i < run->n_seqs; i++)
+        for (int j = 0; j < groups_of(run, &run->seqs[i]); j++) {
+            attn_group g = group_of(run, &run->seqs[i], j);
+            int free = 0;
+            for (int t = 1; t < threads; t++)
+                free = busy[t] < busy[free] ? t : free;
+            busy[free] += (size_t)segments_of(&g);
+            load.most = busy[free] > load.most ? busy[free] : load.most;
+            load.segments += (size_t)segments_of(&g);
+            load.groups++;
+        }
+    return load;
 }
 
 /* Runs the slice split when that pays and its parts fit; false: it did not. */
 static bool run_split(attn_run *run, size_t groups)
 {
     st_ops *ops = run->ops;
-    if (!ops->parts || groups >= SPLIT_BELOW * (size_t)st_pool_threads(ops->pool))
+    size_t threads = (size_t)st_pool_threads(ops->pool);
+    if (!ops->parts || groups >= SPLIT_BELOW * threads)
         return false;
-    size_t tasks = 0;
-    for (int i = 0; i < run->n_seqs; i++) {
-        ops->first_task[i] = tasks;
-        tasks += segment_tasks(run, &run->seqs[i]);
-    }
-    ops->first_task[run->n_seqs] = tasks;
+    attn_load load = load_of(run, (int)threads);
+    /* Parts cost a few percent: whole groups that keep all threads busy are better. */
+    if (load.most * threads * 100 <= load.segments * WHOLE_PERCENT)
+        return false;
     run->part_row = (size_t)run->shape->v_dim + ST_ATTN_PART_EXTRA;
     run->part_stride =
         (size_t)run->plan.heads_each * (size_t)run->plan.queries_each * run->part_row;
-    if (tasks == groups || tasks * run->part_stride > ops->parts_cap)
+    if (load.segments * run->part_stride > ops->parts_cap)
         return false;
+    run->run_length = (int)(load.segments / (RUNS_PER_THREAD * threads));
+    run->run_length += run->run_length == 0;
+    size_t tasks = 0;
+    for (int i = 0; i < run->n_seqs; i++)
+        for (int j = 0; j < groups_of(run, &run->seqs[i]); j++) {
+            attn_group g = group_of(run, &run->seqs[i], j);
+            tasks += (size_t)runs_of(run, &g);
+        }
     st_pool_run(ops->pool, tasks, part_task, run);
-    st_pool_run(ops->pool, tasks, merge_task, run);
+    st_pool_run(ops->pool, load.groups * MERGE_SHARES, merge_task, run);
     return true;
 }
 
