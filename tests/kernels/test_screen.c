@@ -138,7 +138,7 @@ static void test_random(void **state)
 /* Rows in pairs that differ by one rounding: both of the best pair are there. */
 static void test_ties(void **state)
 {
-    enum { N = 1024, K = 64 };
+    enum { N = 4096, K = 64 };
     float *rows = malloc(N * K * sizeof *rows);
     input *in = malloc(sizeof *in);
     assert_true(rows && in);
