@@ -51,6 +51,10 @@ typedef struct st_engine_options {
     int32_t num_kv_blocks;          /* overrides kv_cache_memory; 0: not */
     st_dtype kv_dtype;              /* ST_BF16, ST_F32 or ST_I8 */
     bool disable_prefix_caching;
+    /* MLA: a cached block is reused, too, where its tokens attended in the other form
+     * (st_model_expanded_until), as those of an answer that is part of the next prompt. Saves work
+     * in conversations; the bits then depend on what was cached. */
+    bool reuse_across_paths;
     int32_t max_waiting; /* queue bound; 0: 8192 */
 
     /* Prefill and decode apart. */

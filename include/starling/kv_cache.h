@@ -4,10 +4,10 @@
  *   st_block_pool the book-keeping: reference counts, content hashes, LRU of unused blocks
  *
  * A block is the unit of allocation, prefix caching, events, transfer and eviction. Full blocks
- * are content-addressed by a chained hash: hash(parent's hash, the block's token ids); the root
- * covers the model, KV dtype and the request's salt. A block whose reference count falls to zero
- * keeps its content and stays findable until it is evicted, least recently used first; a tail is
- * released before its prefix so that prefixes survive longer.
+ * are content-addressed by a chained hash: hash(parent's hash, the block's token ids, how many of
+ * them attended expanded); the root covers the model, KV dtype and the request's salt. A block
+ * whose reference count falls to zero keeps its content and stays findable until it is evicted,
+ * least recently used first; a tail is released before its prefix so that prefixes survive longer.
  *
  * Neither is thread-safe: the engine's thread owns them. */
 #ifndef STARLING_KV_CACHE_H
@@ -46,7 +46,10 @@ typedef struct st_block_hash {
 /* The chain's root: everything but tokens that must match for KV to be reusable. */
 st_block_hash st_block_hash_root(uint64_t fingerprint, st_dtype dtype, const char *salt,
                                  size_t salt_len);
-st_block_hash st_block_hash_next(st_block_hash parent, const int32_t *tokens, int32_t n);
+/* n_expanded: the block's first tokens that attended expanded (st_model_expanded_until): the same
+ * tokens have other KV bits then. */
+st_block_hash st_block_hash_next(st_block_hash parent, const int32_t *tokens, int32_t n,
+                                 int32_t n_expanded);
 
 typedef struct st_block_pool st_block_pool;
 

@@ -122,11 +122,27 @@ int32_t st_model_kv_row_elems(const st_model *m);
  * of different checkpoints never mixes. */
 uint64_t st_model_fingerprint(const st_model *m);
 
+/* MLA has two forms that round differently. Absorbed, a query attends to the latent rows as they
+ * lie in memory: least work for one query. Expanded, each head's keys and values are made of the
+ * latent rows first: least work where many queries share them. Which one a token takes is part of
+ * what its request means, never of how it is run: in a prompt of L tokens those at positions below
+ *
+ *     E(L) = (L - 1) / G * G      G = the largest power of two <= L / 16, within 16 .. 256
+ *
+ * attend expanded; the prompt's tail, its last token always, and all that is generated attend
+ * absorbed. So the same request gives the same bits however it is chunked, batched, cached,
+ * preempted or split over engines, and a prefix is shared between prompts as long as both put it
+ * below their E. Steps grow with the prompt: a short one has little tail, a long one keeps its E
+ * while a conversation's turns come and go. Each step of 256 has more queries than what expanding
+ * costs (about 170 queries' gain). E is 0 for models without MLA and where it does not pay. */
+int32_t st_model_expanded_until(const st_model_config *c, int32_t n_prompt);
+
 /* One sequence's tokens within a batch. */
 typedef struct st_batch_seq {
     int32_t first, count;       /* rows [first, first + count) of the batch */
     int32_t pos0;               /* position of the first; KV of positions < pos0 is present */
     const int32_t *block_table; /* covers positions < pos0 + count */
+    int32_t expanded_until;     /* st_model_expanded_until of the request's prompt; 0: none */
 } st_batch_seq;
 
 typedef struct st_batch {
@@ -147,8 +163,8 @@ typedef struct st_batch {
 
 /* Runs the batch through all layers: writes the tokens' KV into kv and the wanted logits to
  * logits [n_outputs, vocab_size] float32. The result for a row depends only on its sequence's
- * tokens 0..pos, bit for bit (on one ISA and KV dtype). One call at a time per model. No
- * allocation. ST_EINVAL when the batch exceeds the options' limits. */
+ * tokens 0..pos and its expanded_until, bit for bit (on one ISA and KV dtype). One call at a time
+ * per model. No allocation. ST_EINVAL when the batch exceeds the options' limits. */
 ST_NODISCARD st_status st_model_forward(st_model *m, const st_batch *batch, st_kv_store *kv,
                                         float *logits, st_error *err);
 

@@ -1,5 +1,5 @@
-/* Content hashes of KV blocks: XXH3 128 over (parent's hash, token ids), so that a hash names the
- * whole prefix up to and including its block. */
+/* Content hashes of KV blocks: XXH3 128 over (parent's hash, how many of the tokens attended
+ * expanded, token ids), so that a hash names the whole prefix up to and including its block. */
 #include "starling/kv_cache.h"
 
 #define XXH_STATIC_LINKING_ONLY /* the streaming state as an automatic variable */
@@ -27,9 +27,10 @@ st_block_hash st_block_hash_root(uint64_t fingerprint, st_dtype dtype, const cha
     return finish(&state);
 }
 
-st_block_hash st_block_hash_next(st_block_hash parent, const int32_t *tokens, int32_t n)
+st_block_hash st_block_hash_next(st_block_hash parent, const int32_t *tokens, int32_t n,
+                                 int32_t n_expanded)
 {
-    uint64_t head[2] = {parent.lo, parent.hi};
+    uint64_t head[3] = {parent.lo, parent.hi, (uint64_t)n_expanded};
     XXH3_state_t state;
     XXH3_128bits_reset(&state);
     XXH3_128bits_update(&state, head, sizeof head);

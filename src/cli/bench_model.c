@@ -34,11 +34,15 @@ static void fill_tokens(runner *r, int32_t n, int32_t salt)
         r->tokens[i] = (int32_t)(((uint32_t)(i + salt * 131) * 2654435761u >> 3) % (uint32_t)vocab);
 }
 
-/* count tokens of sequence 0 from pos; the last one's logits. */
-static st_status prompt_step(runner *r, int32_t pos, int32_t count)
+/* count tokens from pos of a prompt of n, as sequence 0; the last one's logits. */
+static st_status prompt_step(runner *r, int32_t n, int32_t pos, int32_t count)
 {
     fill_tokens(r, count, pos);
-    r->seqs[0] = (st_batch_seq){.count = count, .pos0 = pos, .block_table = r->table};
+    r->seqs[0] =
+        (st_batch_seq){.count = count,
+                       .pos0 = pos,
+                       .block_table = r->table,
+                       .expanded_until = st_model_expanded_until(st_model_get_config(r->m), n)};
     r->rows[0] = count - 1;
     st_batch batch = {.n_tokens = count,
                       .tokens = r->tokens,
@@ -54,7 +58,7 @@ static st_status prompt_from(runner *r, int32_t pos, int32_t n)
 {
     st_status s = ST_OK;
     for (; pos < n && !s; pos += STEP)
-        s = prompt_step(r, pos, n - pos < STEP ? n - pos : STEP);
+        s = prompt_step(r, n, pos, n - pos < STEP ? n - pos : STEP);
     return s;
 }
 

@@ -175,7 +175,11 @@ static st_status run_chunks(const logits_run *r, st_npy_writer *npy, st_error *e
     int32_t vocab = st_model_get_config(r->m)->vocab_size;
     for (int32_t pos = 0; pos < r->ids->n; pos += r->chunk) {
         int32_t n = r->ids->n - pos < r->chunk ? r->ids->n - pos : r->chunk;
-        st_batch_seq seq = {.count = n, .pos0 = pos, .block_table = r->table};
+        st_batch_seq seq = {.count = n,
+                            .pos0 = pos,
+                            .block_table = r->table,
+                            .expanded_until =
+                                st_model_expanded_until(st_model_get_config(r->m), r->ids->n)};
         st_batch batch = {.n_tokens = n,
                           .tokens = r->ids->ids + pos,
                           .n_seqs = 1,

@@ -18,7 +18,7 @@ typedef struct serve_args {
     int32_t port, max_connections, drain_timeout;
     int32_t transfer_port, lease_s, events_port, replay_port;
     size_t kv_cache_memory, max_body_size;
-    const char *kv_cache_dtype, *log_level, *failure_policy;
+    const char *kv_cache_dtype, *prefix_reuse, *log_level, *failure_policy;
     st_opt_list names, keys;
 } serve_args;
 
@@ -67,6 +67,10 @@ static int parse_args(serve_args *a, int argc, char **argv, const char **model, 
          "KV blocks, instead of --kv-cache-memory", 1, 1e9},
         {"--no-enable-prefix-caching", ST_OPT_FLAG, &e->disable_prefix_caching, NULL,
          "do not reuse the KV of equal prefixes", 0, 0},
+        {"--prefix-reuse", ST_OPT_STRING, &a->prefix_reuse, "MODE",
+         "exact: only KV with the very bits that would be computed; more: also where MLA's other "
+         "form had computed it, such as an answer that is sent back (exact)",
+         0, 0},
         {"--max-waiting", ST_OPT_INT, &e->max_waiting, "N",
          "requests that may queue before others get 429 (8192)", 1, 1000000},
         {"prefill and decode on engines of their own, behind a gateway", ST_OPT_HEADING, NULL, NULL,
@@ -166,10 +170,13 @@ static int apply_args(serve_args *a)
 {
     if (!st_opt_kv_dtype("serve", a->kv_cache_dtype, &a->loading.engine.kv_dtype))
         return ST_EXIT_USAGE;
+    if (strcmp(a->prefix_reuse, "exact") != 0 && strcmp(a->prefix_reuse, "more") != 0)
+        return complain("--prefix-reuse: expected exact or more");
     if (!set_log_level(a->log_level))
         return complain("--log-level: expected debug, info, warning or error");
     if (a->max_body_size < 1024)
         return complain("--max-body-size: expected at least 1K");
+    a->loading.engine.reuse_across_paths = strcmp(a->prefix_reuse, "more") == 0;
     a->server.port = (uint16_t)a->port;
     a->server.max_body_size = a->max_body_size;
     a->server.max_connections = a->max_connections;
@@ -276,6 +283,7 @@ int st_cmd_serve(int argc, char **argv)
                     .drain_timeout = 30,
                     .max_body_size = 32 * 1024 * 1024,
                     .kv_cache_dtype = "bf16",
+                    .prefix_reuse = "exact",
                     .transfer_port = -1,
                     .lease_s = 30,
                     .failure_policy = "recompute",

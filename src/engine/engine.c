@@ -265,6 +265,7 @@ static void set_limits(st_engine *e, const st_engine_options *o)
     e->max_model_len = o->max_model_len ? min_i32(o->max_model_len, longest) : longest;
     e->max_waiting = o->max_waiting ? o->max_waiting : 8192;
     e->prefix_caching = !o->disable_prefix_caching;
+    e->reuse_across_paths = o->reuse_across_paths;
     e->kv_dtype = o->kv_dtype;
 }
 
@@ -533,9 +534,14 @@ st_status st_engine_submit(st_engine *e, const st_request *r, uint64_t *id, st_e
     if (st != ST_OK)
         return st;
     size_t salt_len = r->cache_salt ? strlen(r->cache_salt) : 0;
+    st_seq_setting setting = {
+        .max_model_len = e->max_model_len,
+        .block_size = e->limits.block_size,
+        .root = st_block_hash_root(e->fingerprint, e->kv_dtype, r->cache_salt, salt_len),
+        .expanded_until = st_model_expanded_until(e->config, r->n_prompt)};
+    setting.hashed_until = e->reuse_across_paths ? 0 : setting.expanded_until;
     st_seq *seq;
-    st = st_seq_new(r, e->max_model_len, e->limits.block_size,
-                    st_block_hash_root(e->fingerprint, e->kv_dtype, r->cache_salt, salt_len), &seq);
+    st = st_seq_new(r, &setting, &seq);
     if (st != ST_OK)
         return st_fail(err, st, "prompt: %d tokens: out of memory", r->n_prompt);
     if (e->prefix_caching)

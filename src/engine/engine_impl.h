@@ -17,7 +17,7 @@ struct st_engine {
     const st_model_config *config;
     st_sched_limits limits;
     int32_t max_model_len, max_waiting;
-    bool prefix_caching, fail_on_fetch_error;
+    bool prefix_caching, reuse_across_paths, fail_on_fetch_error;
     st_dtype kv_dtype;
     uint64_t fingerprint;
     st_engine_ports ports;

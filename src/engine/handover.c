@@ -21,7 +21,7 @@ bool st_handover_id(const char text[33], const int32_t *prompt, int32_t n, st_tr
     if (!st_transfer_id_parse(text, &id))
         return false;
     memcpy(&h, id.bytes, sizeof h);
-    h = st_block_hash_next(h, prompt, n);
+    h = st_block_hash_next(h, prompt, n, 0);
     memcpy(out->bytes, &h, sizeof h);
     return true;
 }

@@ -15,10 +15,10 @@ static bool add_array(size_t *total, int32_t n, size_t elem, size_t *offset)
            st_add_size(*total, bytes & ~(size_t)15, total);
 }
 
-st_status st_seq_new(const st_request *r, int32_t max_model_len, int32_t block_size,
-                     st_block_hash root, st_seq **out)
+st_status st_seq_new(const st_request *r, const st_seq_setting *setting, st_seq **out)
 {
     *out = NULL;
+    int32_t max_model_len = setting->max_model_len, block_size = setting->block_size;
     int64_t most = (int64_t)r->n_prompt + r->sampling.max_tokens;
     int32_t max_total = most < max_model_len ? (int32_t)most : max_model_len;
     size_t total = (sizeof(st_seq) + 15) & ~(size_t)15;
@@ -51,7 +51,9 @@ st_status st_seq_new(const st_request *r, int32_t max_model_len, int32_t block_s
                     .tokens = (int32_t *)(p + tokens),
                     .blocks = (int32_t *)(p + blocks),
                     .hashes = (st_block_hash *)(p + hashes),
-                    .root = root};
+                    .root = setting->root,
+                    .expanded_until = setting->expanded_until,
+                    .hashed_until = setting->hashed_until};
     memcpy(seq->tokens, r->prompt, (size_t)r->n_prompt * sizeof *seq->tokens);
     if (s->n_stop_ids > 0)
         memcpy(p + stops, s->stop_ids, (size_t)s->n_stop_ids * sizeof *s->stop_ids);
@@ -85,8 +87,10 @@ void st_seq_extend_hashes(st_seq *seq, int32_t block_size)
     int32_t full = seq->n_tokens / block_size;
     for (int32_t i = seq->n_hashes; i < full; i++) {
         st_block_hash parent = i > 0 ? seq->hashes[i - 1] : seq->root;
+        int32_t first = i * block_size, n_expanded = seq->hashed_until - first;
+        n_expanded = n_expanded < 0 ? 0 : n_expanded > block_size ? block_size : n_expanded;
         seq->hashes[i] =
-            st_block_hash_next(parent, seq->tokens + (size_t)i * (size_t)block_size, block_size);
+            st_block_hash_next(parent, seq->tokens + (size_t)first, block_size, n_expanded);
     }
     if (full > seq->n_hashes)
         seq->n_hashes = full;

@@ -32,7 +32,9 @@ typedef struct st_seq {
     int32_t *blocks;       /* [blocks of max_total] */
     st_block_hash *hashes; /* [full blocks of max_total], n_hashes of them known */
     st_block_hash root;
-    const char *salt; /* that the root covers; in this allocation */
+    int32_t expanded_until; /* tokens below attend expanded (st_model_expanded_until) */
+    int32_t hashed_until;   /* the same as the hashes tell it */
+    const char *salt;       /* that the root covers; in this allocation */
     size_t salt_len;
 
     int32_t chunk;         /* tokens in the step being planned */
@@ -52,10 +54,16 @@ typedef struct st_seq {
     struct st_seq *bucket_next; /* id table */
 } st_seq;
 
+/* What a sequence has from the engine. */
+typedef struct st_seq_setting {
+    int32_t max_model_len, block_size;
+    st_block_hash root;
+    int32_t expanded_until, hashed_until;
+} st_seq_setting;
+
 /* Copies a checked request. Everything a sequence will ever need is one allocation; pages of long
  * sequences that are never reached are never touched. */
-ST_NODISCARD st_status st_seq_new(const st_request *r, int32_t max_model_len, int32_t block_size,
-                                  st_block_hash root, st_seq **out);
+ST_NODISCARD st_status st_seq_new(const st_request *r, const st_seq_setting *setting, st_seq **out);
 void st_seq_free(st_seq *seq);
 
 /* Computes the hashes of blocks that are full of known tokens. */

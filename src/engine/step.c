@@ -216,7 +216,8 @@ static st_batch build_batch(st_engine *e)
         e->seqs[b.n_seqs++] = (st_batch_seq){.first = b.n_tokens,
                                              .count = seq->chunk,
                                              .pos0 = seq->n_computed,
-                                             .block_table = seq->blocks};
+                                             .block_table = seq->blocks,
+                                             .expanded_until = seq->expanded_until};
         b.n_tokens += seq->chunk;
         if (seq->n_computed + seq->chunk == seq->n_tokens) {
             e->output_seqs[b.n_outputs] = seq;

@@ -74,6 +74,16 @@ typedef struct st_residual {
     int32_t *sum;
 } st_residual;
 
+/* Attention of one head for n_q queries, at positions pos0 on, over keys and values that are dense
+ * float rows for a moment only: expanded MLA makes them tile by tile. Query i sees the keys at
+ * positions 0 .. pos0 + i. */
+typedef struct st_dense_attn {
+    int32_t n_q, pos0;
+    int32_t k_dim, v_dim;
+    float scale;
+    void *state; /* dense_scratch bytes, 64-byte aligned, private to the thread */
+} st_dense_attn;
+
 typedef struct st_kernels {
     const char *name; /* "ref", "avx2", "avx512", "avx512vnni" */
 
@@ -155,6 +165,17 @@ typedef struct st_kernels {
                            int n_segments, void *scratch);
     void (*attention_merge)(float *out, const float *parts, size_t stride, int n, int v_dim);
 
+    /* Dense attention: start takes the queries in (row stride ldq), keys adds the keys at positions
+     * first .. first + count - 1, finish writes the outputs (row stride ldo). Keys come in order in
+     * tiles of ST_DENSE_KEYS at multiples of it, of which only the last may have fewer; k and v
+     * have room for ST_DENSE_KEYS rows, of st_dense_stride floats each; what lies behind dim or
+     * count may be anything. A query's bits depend on its own keys alone. */
+    size_t (*dense_scratch)(int n_q, int k_dim, int v_dim);
+    void (*dense_start)(const st_dense_attn *a, const float *q, size_t ldq);
+    void (*dense_keys)(const st_dense_attn *a, const float *k, const float *v, int first,
+                       int count);
+    void (*dense_finish)(const st_dense_attn *a, float *out, size_t ldo);
+
     /* For measuring what the machine can do (peaks.h); NULL where a table has none. Each runs
      * `steps` rounds of independent instructions from registers and returns the operations done
      * (a multiply-add is two). */
@@ -167,8 +188,16 @@ typedef struct st_kernels {
 enum {
     ST_ATTN_SEGMENT = 256,
     ST_ATTN_PART_EXTRA = 2, /* the exponent that the row's weights were scaled by; their sum */
-    ST_MAX_K = 1 << 17      /* matmul_i8: k beyond this could overflow the 32-bit sums */
+    ST_DENSE_KEYS = 64,
+    ST_MAX_K = 1 << 17 /* matmul_i8: k beyond this could overflow the 32-bit sums */
 };
+
+/* Floats between rows of dense keys or values of dim elements: an odd number of cache lines, so
+ * that neighbours never fall into the same set. */
+static inline size_t st_dense_stride(int dim)
+{
+    return ((size_t)(dim + 15) / 16 | 1) * 16;
+}
 
 /* The best table this processor runs, or the one named by STARLING_CPU. ST_EUNSUPPORTED when the
  * named one is unknown or cannot run here (err lists the choices). */

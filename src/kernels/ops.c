@@ -83,6 +83,7 @@ void st_ops_free(st_ops *ops)
     if (!ops)
         return;
     free(ops->expert_scratch);
+    free(ops->expand_scratch);
     free(ops->parts);
     free(ops->scratch);
     free(ops);

@@ -35,6 +35,28 @@ void st_op_matmul(st_ops *ops, const st_matmul_job *jobs, int n_jobs);
 void st_op_attention(st_ops *ops, bool mla, float *out, const float *q, const st_attn_shape *shape,
                      const st_kv_layer *kv, const st_attn_seq *seqs, int n_seqs);
 
+/* MLA over expanded keys and values: each head's key is [nope | rope], made of a latent row by
+ * wk and of its rotated part as it is, its value [v] is made by wv. */
+typedef struct st_expand_shape {
+    int32_t n_heads, kv_lora, nope, rope, v;
+    float scale;
+} st_expand_shape;
+
+typedef struct st_expand_job {
+    st_expand_shape shape;
+    const st_packed *wk, *wv; /* [n_heads] of [nope, kv_lora] and [v, kv_lora]: floats */
+    const float *q;           /* [rows][n_heads][nope + rope], rotated */
+    float *out;               /* [rows][n_heads][v] */
+    const st_kv_layer *kv;    /* rows [kv_lora | rope] */
+    const st_attn_seq *seqs;
+    int n_seqs;
+} st_expand_job;
+
+/* Makes the scratch for steps of at most max_queries rows; before the first such attention. */
+ST_NODISCARD st_status st_ops_use_expanded(st_ops *ops, const st_expand_shape *shape,
+                                           int max_queries, st_error *err);
+void st_op_attention_expanded(st_ops *ops, const st_expand_job *job);
+
 /* Time spent per kind of operator since the last reset, nanoseconds of wall time on the caller:
  * for `starling bench`. */
 typedef enum st_op_kind {

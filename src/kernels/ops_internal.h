@@ -23,6 +23,9 @@ struct st_ops {
     size_t parts_cap;                 /* in floats */
     float *expert_scratch;            /* a block of gate and of up for each worker */
     size_t expert_floats;             /* of a worker */
+    unsigned char *expand_scratch;    /* expanded attention: one piece per worker */
+    size_t expand_bytes;              /* of a piece */
+    int expand_queries;               /* that a piece has room for */
 };
 
 /* The job or sequence that task belongs to: the last i with first_task[i] <= task. */

@@ -1,6 +1,8 @@
-/* Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434), absorbed: the cache holds one
- * latent row [kv_lora | rope] a token; queries are taken into the latent space by each head's key
- * expansion, and the attended latents out of it by the value expansion. */
+/* Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): the cache holds one latent row
+ * [kv_lora | rope] a token. Absorbed, queries are taken into the latent space by each head's key
+ * expansion, and the attended latents out of it by the value expansion. Expanded, most of a
+ * prompt's queries stay as they are and the latents are expanded for them (expand_rule.c says whose
+ * rows these are). */
 #include <string.h>
 
 #include "model/model_impl.h"
@@ -48,31 +50,63 @@ static void latent_task(void *arg, size_t task, int worker)
     }
 }
 
-/* Queries of one head and a group of tokens: into the latent space, and the rotated part. */
-static void query_task(void *arg, size_t task, int worker)
+/* The end of the run of rows from `row` on, before `end`, that attend in the same way. */
+static int32_t same_way(const st_work *w, int32_t row, int32_t end)
 {
-    const mla_run *r = arg;
+    int32_t next = row + 1;
+    while (next < end && w->expanded[next] == w->expanded[row])
+        next++;
+    return next;
+}
+
+/* Rows [row, end) of one head: into the latent space, and the rotated part. */
+static void absorb_queries(const mla_run *r, int32_t h, int32_t row, int32_t end)
+{
     const st_model *m = r->m;
     const st_model_config *c = &m->config;
-    const st_work *w = &m->work;
-    int32_t h = (int32_t)(task % (size_t)c->n_heads);
-    int32_t first = (int32_t)(task / (size_t)c->n_heads) * HEAD_TASK_TOKENS;
-    int32_t n = r->s->n - first < HEAD_TASK_TOKENS ? r->s->n - first : HEAD_TASK_TOKENS;
     int32_t nope = c->qk_nope_head_dim, rope = c->qk_rope_head_dim, lora = c->kv_lora_rank;
     size_t ldq = (size_t)c->n_heads * (size_t)(nope + rope);
     size_t ldl = (size_t)c->n_heads * (size_t)(lora + rope);
-    const float *q = w->q + (size_t)first * ldq + (size_t)h * (size_t)(nope + rope);
-    float *lat = w->q_lat + (size_t)first * ldl + (size_t)h * (size_t)(lora + rope);
-    const st_act a = {.x = q, .ld = ldq, .m = n, .k = nope};
+    const float *q = m->work.q + (size_t)row * ldq + (size_t)h * (size_t)(nope + rope);
+    float *lat = m->work.q_lat + (size_t)row * ldl + (size_t)h * (size_t)(lora + rope);
+    const st_act a = {.x = q, .ld = ldq, .m = end - row, .k = nope};
     m->k->matmul(lat, ldl, &a, &m->layers[r->layer].mla.uk[h], 0, lora);
-    for (int32_t i = 0; i < n; i++) {
-        float *rotated = lat + (size_t)i * ldl + lora;
-        memcpy(rotated, q + (size_t)i * ldq + nope, (size_t)rope * sizeof *rotated);
-        rotate(m, rotated, first + i);
+    for (; row < end; row++, q += ldq, lat += ldl) {
+        memcpy(lat + lora, q + nope, (size_t)rope * sizeof *lat);
+        rotate(m, lat + lora, row);
     }
 }
 
-/* Outputs of one head and a group of tokens: out of the latent space. */
+/* Rows [row, end) of one head that attend expanded: rotated in place. */
+static void rotate_queries(const mla_run *r, int32_t h, int32_t row, int32_t end)
+{
+    const st_model_config *c = &r->m->config;
+    size_t head = (size_t)(c->qk_nope_head_dim + c->qk_rope_head_dim);
+    for (; row < end; row++)
+        rotate(r->m,
+               r->m->work.q + ((size_t)row * (size_t)c->n_heads + (size_t)h) * head +
+                   c->qk_nope_head_dim,
+               row);
+}
+
+/* Queries of one head and a group of tokens. */
+static void query_task(void *arg, size_t task, int worker)
+{
+    const mla_run *r = arg;
+    const st_work *w = &r->m->work;
+    int32_t heads = r->m->config.n_heads, h = (int32_t)(task % (size_t)heads);
+    int32_t row = (int32_t)(task / (size_t)heads) * HEAD_TASK_TOKENS;
+    int32_t end = row + HEAD_TASK_TOKENS < r->s->n ? row + HEAD_TASK_TOKENS : r->s->n;
+    for (int32_t next; row < end; row = next) {
+        next = same_way(w, row, end);
+        if (w->expanded[row])
+            rotate_queries(r, h, row, next);
+        else
+            absorb_queries(r, h, row, next);
+    }
+}
+
+/* Absorbed outputs of one head and a group of tokens: out of the latent space. */
 static void value_task(void *arg, size_t task, int worker)
 {
     const mla_run *r = arg;
@@ -80,15 +114,36 @@ static void value_task(void *arg, size_t task, int worker)
     const st_model_config *c = &m->config;
     const st_work *w = &m->work;
     int32_t h = (int32_t)(task % (size_t)c->n_heads), v = c->v_head_dim;
-    int32_t first = (int32_t)(task / (size_t)c->n_heads) * HEAD_TASK_TOKENS;
-    int32_t n = r->s->n - first < HEAD_TASK_TOKENS ? r->s->n - first : HEAD_TASK_TOKENS;
+    int32_t row = (int32_t)(task / (size_t)c->n_heads) * HEAD_TASK_TOKENS;
+    int32_t end = row + HEAD_TASK_TOKENS < r->s->n ? row + HEAD_TASK_TOKENS : r->s->n;
     size_t ldl = (size_t)c->n_heads * (size_t)c->kv_lora_rank, ldo = (size_t)c->n_heads * (size_t)v;
-    const st_act a = {.x = w->o_lat + (size_t)first * ldl + (size_t)h * (size_t)c->kv_lora_rank,
-                      .ld = ldl,
-                      .m = n,
-                      .k = c->kv_lora_rank};
-    m->k->matmul(w->o.x + (size_t)first * ldo + (size_t)h * (size_t)v, ldo, &a,
-                 &m->layers[r->layer].mla.uv[h], 0, v);
+    for (int32_t next; row < end; row = next) {
+        next = same_way(w, row, end);
+        if (w->expanded[row])
+            continue;
+        const st_act a = {.x = w->o_lat + (size_t)row * ldl + (size_t)h * (size_t)c->kv_lora_rank,
+                          .ld = ldl,
+                          .m = next - row,
+                          .k = c->kv_lora_rank};
+        m->k->matmul(w->o.x + (size_t)row * ldo + (size_t)h * (size_t)v, ldo, &a,
+                     &m->layers[r->layer].mla.uv[h], 0, v);
+    }
+}
+
+static void attend_expanded(const mla_run *r)
+{
+    st_model *m = r->m;
+    const st_mla_weights *a = &m->layers[r->layer].mla;
+    st_kv_layer kv = st_kv_layer_of(r->s, r->layer);
+    st_expand_job job = {.shape = st_expand_shape_of(&m->config),
+                         .wk = a->wk,
+                         .wv = a->uv,
+                         .q = m->work.q,
+                         .out = m->work.o.x,
+                         .kv = &kv,
+                         .seqs = m->work.expanded_seqs,
+                         .n_seqs = m->work.n_expanded_seqs};
+    st_op_attention_expanded(m->ops, &job);
 }
 
 /* The input's projections: compressed (or full) queries and the latent row. */
@@ -125,7 +180,11 @@ void st_mla_run(st_model *m, const st_step *s, int32_t layer)
     size_t head_tasks =
         (size_t)c->n_heads * (size_t)((s->n + HEAD_TASK_TOKENS - 1) / HEAD_TASK_TOKENS);
     st_op_run(m->ops, ST_OP_MATMUL_F, head_tasks, query_task, &run);
-    st_model_attention(m, s, layer, w->o_lat, w->q_lat);
-    st_op_run(m->ops, ST_OP_MATMUL_F, head_tasks, value_task, &run);
+    if (w->n_expanded_seqs > 0)
+        attend_expanded(&run);
+    if (w->n_seqs > 0) {
+        st_model_attention(m, s, layer, w->o_lat, w->q_lat);
+        st_op_run(m->ops, ST_OP_MATMUL_F, head_tasks, value_task, &run);
+    }
     st_model_output_projection(m, s, l, &a->o);
 }

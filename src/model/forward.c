@@ -33,15 +33,20 @@ void st_kv_put(const st_model *m, const st_step *s, int32_t layer, int32_t row, 
         memcpy(dst, src, s->kv->row_bytes);
 }
 
+st_kv_layer st_kv_layer_of(const st_step *s, int32_t layer)
+{
+    return (st_kv_layer){.base = s->kv->layers[layer],
+                         .block_stride = s->kv->block_bytes,
+                         .row_stride = s->kv->row_bytes,
+                         .block_size = s->kv->block_size,
+                         .dtype = s->kv->dtype};
+}
+
 void st_model_attention(st_model *m, const st_step *s, int32_t layer, float *out, const float *q)
 {
-    st_kv_layer kv = {.base = s->kv->layers[layer],
-                      .block_stride = s->kv->block_bytes,
-                      .row_stride = s->kv->row_bytes,
-                      .block_size = s->kv->block_size,
-                      .dtype = s->kv->dtype};
+    st_kv_layer kv = st_kv_layer_of(s, layer);
     st_op_attention(m->ops, m->config.attn == ST_ATTN_MLA, out, q, &m->shape, &kv, m->work.seqs,
-                    s->batch->n_seqs);
+                    m->work.n_seqs);
 }
 
 /* A loop over rows, cut into tasks. */
@@ -301,6 +306,34 @@ static st_status check_batch(const st_model *m, const st_batch *b, const st_kv_s
     return ST_OK;
 }
 
+/* Adds rows [first, first + count) of a sequence's part of the batch. */
+static void add_rows(st_attn_seq *list, int32_t *n, const st_batch_seq *s, int32_t first,
+                     int32_t count)
+{
+    if (count > 0)
+        list[(*n)++] = (st_attn_seq){.q_row = s->first + first,
+                                     .n_q = count,
+                                     .pos0 = s->pos0 + first,
+                                     .block_table = s->block_table};
+}
+
+/* Which rows attend expanded, and which do not. */
+static void split_rows(st_model *m, const st_batch *b)
+{
+    st_work *w = &m->work;
+    w->n_seqs = w->n_expanded_seqs = 0;
+    for (int32_t i = 0; i < b->n_seqs; i++) {
+        const st_batch_seq *s = &b->seqs[i];
+        int32_t until = m->config.attn == ST_ATTN_MLA ? s->expanded_until : 0, n = 0;
+        if (until > s->pos0)
+            n = until - s->pos0 < s->count ? until - s->pos0 : s->count;
+        add_rows(w->expanded_seqs, &w->n_expanded_seqs, s, 0, n);
+        add_rows(w->seqs, &w->n_seqs, s, n, s->count - n);
+        for (int32_t row = 0; row < s->count; row++)
+            w->expanded[s->first + row] = row < n;
+    }
+}
+
 st_status st_model_forward(st_model *m, const st_batch *batch, st_kv_store *kv, float *logits,
                            st_error *err)
 {
@@ -310,11 +343,7 @@ st_status st_model_forward(st_model *m, const st_batch *batch, st_kv_store *kv, 
     st_step step = {.batch = batch, .n = batch->n_tokens, .output = batch->output_rows, .kv = kv};
     row_run run = {.m = m, .s = &step, .n = batch->n_tokens};
     run_rows(&run, ST_OP_ELEMENTWISE, start_task, m->config.hidden_size);
-    for (int32_t i = 0; i < batch->n_seqs; i++)
-        m->work.seqs[i] = (st_attn_seq){.q_row = batch->seqs[i].first,
-                                        .n_q = batch->seqs[i].count,
-                                        .pos0 = batch->seqs[i].pos0,
-                                        .block_table = batch->seqs[i].block_table};
+    split_rows(m, batch);
     run_layers(m, &step);
     return run_head(m, &step, logits, err);
 }

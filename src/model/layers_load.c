@@ -68,16 +68,17 @@ static st_status load_mla(loader *l, st_layer *y)
         return s;
     }
     a->uk = allocate(l, (size_t)c->n_heads, sizeof *a->uk);
+    a->wk = allocate(l, (size_t)c->n_heads, sizeof *a->wk);
     a->uv = allocate(l, (size_t)c->n_heads, sizeof *a->uv);
-    if (!a->uk || !a->uv)
+    if (!a->uk || !a->wk || !a->uv)
         return ST_ENOMEM;
     if ((s = linear(l, name_of(l, "self_attn.kv_a_proj_with_mqa"), kv, hidden, c->qkv_bias,
                     &a->kv_a)) ||
         (s = vector(l, name_of(l, "self_attn.kv_a_layernorm.weight"), c->kv_lora_rank,
                     &a->kv_a_norm)) ||
         (s = st_weights_kv_b(l->w, name_of(l, "self_attn.kv_b_proj"), c->n_heads,
-                             c->qk_nope_head_dim, c->v_head_dim, c->kv_lora_rank, a->uk, a->uv,
-                             l->err)))
+                             c->qk_nope_head_dim, c->v_head_dim, c->kv_lora_rank, a->uk, a->wk,
+                             a->uv, l->err)))
         return s;
     y->quantize_attn_in = st_takes_int8(&a->q_a) || st_takes_int8(&a->kv_a) ||
                           (!c->q_lora_rank && st_takes_int8(&a->q_b));

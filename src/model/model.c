@@ -55,6 +55,14 @@ static st_status load_weights(st_model *m, const st_model_options *o, st_error *
     return status;
 }
 
+static st_status prepare_expanded(st_model *m, st_error *err)
+{
+    if (m->config.attn != ST_ATTN_MLA)
+        return ST_OK;
+    st_expand_shape shape = st_expand_shape_of(&m->config);
+    return st_ops_use_expanded(m->ops, &shape, m->max_batch_tokens, err);
+}
+
 st_status st_model_load(const st_model_options *opts, st_model **out, st_error *err)
 {
     *out = NULL;
@@ -73,7 +81,8 @@ st_status st_model_load(const st_model_options *opts, st_model **out, st_error *
         (status = st_pool_new(opts->n_threads, true, &m->pool, err)))
         goto fail;
     m->shape = attention_shape(&m->config);
-    if ((status = st_ops_new(m->k, m->pool, &m->shape, &m->ops, err)))
+    if ((status = st_ops_new(m->k, m->pool, &m->shape, &m->ops, err)) ||
+        (status = prepare_expanded(m, err)))
         goto fail;
     if (!(m->arena = st_arena_new((size_t)1 << 20))) {
         status = st_fail(err, ST_ENOMEM, "no memory to load %s", opts->dir);

@@ -15,6 +15,7 @@ typedef struct st_mla_weights {
     st_linear q_b, kv_a, o;
     const float *kv_a_norm;
     st_packed *uk; /* [n_heads] of [kv_lora, nope]: the key expansion, transposed */
+    st_packed *wk; /* [n_heads] of [nope, kv_lora]: the same as published */
     st_packed *uv; /* [n_heads] of [v, kv_lora]: the value expansion */
 } st_mla_weights;
 
@@ -84,7 +85,11 @@ typedef struct st_work {
     float *e_out;           /* [R, hidden] */
     st_expert_job *experts; /* [n_experts + 1] of the layer that runs: shared ones first */
     st_rows last;           /* [max_outputs, hidden] normed rows for lm_head */
-    st_attn_seq *seqs;
+    st_attn_seq *seqs;      /* [T] what attends in the usual way; MLA: absorbed */
+    int32_t n_seqs;
+    st_attn_seq *expanded_seqs; /* MLA: [T] what attends expanded */
+    int32_t n_expanded_seqs;
+    bool *expanded;  /* MLA: [T] by row */
     bool *bad;       /* [max_outputs] logits not finite */
     int32_t *output; /* [max_outputs] row of each output after the last attention */
 } st_work;
@@ -166,6 +171,8 @@ int32_t st_rows_per_task(const st_model *m, int32_t n_rows, int32_t width);
  * branch and norms. */
 st_residual st_rows_norm(const st_rows *r, int32_t row, const float *norm, bool quantize);
 
+st_expand_shape st_expand_shape_of(const st_model_config *c);
+
 /* Each reads work.in and writes work.branch. */
 void st_mla_run(st_model *m, const st_step *s, int32_t layer);
 void st_gqa_run(st_model *m, const st_step *s, int32_t layer);
@@ -182,7 +189,9 @@ bool st_step_ends_with_kv(const st_model *m, const st_step *s, int32_t layer);
 /* Converts a float KV row and stores it as token `row`'s of this layer. */
 void st_kv_put(const st_model *m, const st_step *s, int32_t layer, int32_t row, const float *src);
 
-/* Attention of the whole batch in one layer; shapes as st_op_attention's. */
+/* A layer's KV memory. */
+st_kv_layer st_kv_layer_of(const st_step *s, int32_t layer);
+/* Attention in one layer of the rows in work.seqs; shapes as st_op_attention's. */
 void st_model_attention(st_model *m, const st_step *s, int32_t layer, float *out, const float *q);
 /* branch = o_proj(work.o) */
 void st_model_output_projection(st_model *m, const st_step *s, const st_layer *l,

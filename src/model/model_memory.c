@@ -125,7 +125,7 @@ static void add_working(sum *s, const st_model_config *c, size_t t, size_t outpu
     add_rows(s, t, hidden, c->w8a8);      /* normed input */
     add(s, t, c->attn == ST_ATTN_MLA ? at_least_0(c->qk_rope_head_dim) : at_least_0(c->head_dim),
         sizeof(float)); /* cosines and sines */
-    add(s, t, 1, 64);   /* positions and sequences */
+    add(s, t, 1, 96);   /* positions and sequences */
     add_attention(s, c, t);
     add_mlp(s, c, t);
     add_rows(s, outputs, hidden, c->w8a8);

@@ -132,7 +132,8 @@ st_status st_weights_table(st_weights *w, const char *name, int32_t n, int32_t k
 }
 
 st_status st_weights_kv_b(st_weights *w, const char *name, int32_t n_heads, int32_t nope, int32_t v,
-                          int32_t kv_lora, st_packed *uk, st_packed *uv, st_error *err)
+                          int32_t kv_lora, st_packed *uk, st_packed *wk, st_packed *uv,
+                          st_error *err)
 {
     void *mem = NULL;
     if (allocate(w, 1, sizeof(st_weight_source), &mem, err))
@@ -145,6 +146,10 @@ st_status st_weights_kv_b(st_weights *w, const char *name, int32_t n_heads, int3
         snprintf(full, sizeof full, "%s, head %d, keys", name, h);
         st_weight_source_slice(all, h * rows, nope, true, &part);
         if ((status = add(w, full, &part, &uk[h], err)))
+            break;
+        snprintf(full, sizeof full, "%s, head %d, keys as published", name, h);
+        st_weight_source_slice(all, h * rows, nope, false, &part);
+        if ((status = add(w, full, &part, &wk[h], err)))
             break;
         snprintf(full, sizeof full, "%s, head %d, values", name, h);
         st_weight_source_slice(all, h * rows + nope, v, false, &part);

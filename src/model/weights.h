@@ -44,11 +44,12 @@ ST_NODISCARD st_status st_weights_float(st_weights *w, const char *name, int32_t
 ST_NODISCARD st_status st_weights_table(st_weights *w, const char *name, int32_t n, int32_t k,
                                         st_row_table *out, st_error *err);
 /* MLA's kv_b: NAME [n_heads * (nope + v), kv_lora], each head's rows nope first. uk[h] is the
- * head's key part transposed, [kv_lora, nope]; uv[h] its value part, [v, kv_lora]. Floats stay in
- * their type; quantized tensors become F32, since no one quantizes the rows they meet. */
+ * head's key part transposed, [kv_lora, nope], wk[h] as it is, [nope, kv_lora]; uv[h] its value
+ * part, [v, kv_lora]. Floats stay in their type; quantized tensors become F32, since no one
+ * quantizes the rows they meet. */
 ST_NODISCARD st_status st_weights_kv_b(st_weights *w, const char *name, int32_t n_heads,
                                        int32_t nope, int32_t v, int32_t kv_lora, st_packed *uk,
-                                       st_packed *uv, st_error *err);
+                                       st_packed *wk, st_packed *uv, st_error *err);
 
 /* All that is to be packed; owned by w. */
 const st_pack_plan *st_weights_plan(const st_weights *w);

@@ -105,6 +105,8 @@ static void cut_all(const st_model *m, cutter *c, st_work *w)
         cut_experts(m, c, w, t);
     w->last = cut_rows(c, (size_t)m->max_outputs, m->config.hidden_size, m->any_int8);
     w->seqs = cut(c, t, 1, sizeof(st_attn_seq));
+    w->expanded_seqs = cut(c, t, 1, sizeof(st_attn_seq));
+    w->expanded = cut(c, t, 1, sizeof(bool));
     w->bad = cut(c, (size_t)m->max_outputs, 1, sizeof(bool));
     w->output = cut(c, (size_t)m->max_outputs, 1, sizeof(int32_t));
 }

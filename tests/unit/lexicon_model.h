@@ -29,7 +29,7 @@ static inline st_model *load_lexicon(const char *kind, const char *kernels, int3
 /* One sequence in KV memory shared with others. */
 typedef struct test_seq {
     const int32_t *tokens;
-    int32_t n, done;
+    int32_t n, done, expanded_until;
     int32_t table[256];
     float *logits; /* [n, vocab] */
 } test_seq;
@@ -74,7 +74,8 @@ static inline void run_step(st_model *m, test_kv *kv, test_seq *seqs, const int3
     for (int i = 0; i < n; i++) {
         if (!counts[i])
             continue;
-        parts[n_seqs++] = (st_batch_seq){at, counts[i], seqs[i].done, seqs[i].table};
+        parts[n_seqs++] =
+            (st_batch_seq){at, counts[i], seqs[i].done, seqs[i].table, seqs[i].expanded_until};
         memcpy(tokens + at, seqs[i].tokens + seqs[i].done, (size_t)counts[i] * sizeof *tokens);
         at += counts[i];
     }

@@ -92,14 +92,14 @@ static void hashes_cover_everything(void **state)
     };
     int32_t tokens[4] = {1, 2, 3, 4}, other[4] = {1, 2, 3, 5};
     for (size_t i = 0; i < sizeof roots / sizeof *roots; i++) {
-        st_block_hash a = st_block_hash_next(roots[i], tokens, 4);
-        assert_true(same(a, st_block_hash_next(roots[i], tokens, 4)));
-        assert_false(same(a, st_block_hash_next(roots[i], other, 4)));
-        assert_false(same(a, st_block_hash_next(roots[i], tokens, 3)));
-        assert_false(same(a, st_block_hash_next(a, tokens, 4)));
+        st_block_hash a = st_block_hash_next(roots[i], tokens, 4, 0);
+        assert_true(same(a, st_block_hash_next(roots[i], tokens, 4, 0)));
+        assert_false(same(a, st_block_hash_next(roots[i], other, 4, 0)));
+        assert_false(same(a, st_block_hash_next(roots[i], tokens, 3, 0)));
+        assert_false(same(a, st_block_hash_next(a, tokens, 4, 0)));
         for (size_t j = 0; j < i; j++) {
             assert_false(same(roots[i], roots[j]));
-            assert_false(same(a, st_block_hash_next(roots[j], tokens, 4)));
+            assert_false(same(a, st_block_hash_next(roots[j], tokens, 4, 0)));
         }
     }
 }

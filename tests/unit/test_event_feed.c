@@ -607,7 +607,7 @@ static void a_forked_process_follows_our_engine(void **state)
     st_event_publisher_root(p, root, NULL, 0);
     for (int i = 0; i < 64; i++) {
         int32_t tokens[BS] = {1, i};
-        st_block_hash h = st_block_hash_next(parent, tokens, BS);
+        st_block_hash h = st_block_hash_next(parent, tokens, BS, 0);
         ev.stored(ev.user, i, h, parent, tokens, BS);
         parent = h;
         if (i % 8 == 7) {

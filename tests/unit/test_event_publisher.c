@@ -180,8 +180,8 @@ static engine *new_engine(int32_t n_blocks, size_t buffer_batches, bool arrays)
         e->salt[c] = salts[below(4)];
         e->root[c] = st_block_hash_root(1, ST_BF16, e->salt[c], e->salt[c] ? 8 : 0);
         for (int i = 0; i < CHAIN_BLOCKS; i++)
-            e->hashes[c][i] =
-                st_block_hash_next(i ? e->hashes[c][i - 1] : e->root[c], e->tokens[c] + i * BS, BS);
+            e->hashes[c][i] = st_block_hash_next(i ? e->hashes[c][i - 1] : e->root[c],
+                                                 e->tokens[c] + i * BS, BS, 0);
     }
     return e;
 }
@@ -235,7 +235,7 @@ static int64_t settle(engine *e, subscriber *s)
     static int32_t count;
     int32_t block, tokens[BS] = {-1, -1, -1, --count};
     st_block_hash root = st_block_hash_root(2, ST_BF16, NULL, 0);
-    st_block_hash hash = st_block_hash_next(root, tokens, BS);
+    st_block_hash hash = st_block_hash_next(root, tokens, BS, 0);
     assert_int_equal(st_block_pool_alloc(e->pool, 1, &block), ST_OK);
     st_event_publisher_root(e->publisher, root, NULL, 0);
     st_block_pool_publish(e->pool, block, hash, root, tokens);
@@ -261,7 +261,8 @@ static void join(engine *e, subscriber *s)
         st_block_hash root = st_block_hash_root(3, ST_BF16, NULL, 0);
         assert_int_equal(st_block_pool_alloc(e->pool, 1, &block), ST_OK);
         st_event_publisher_root(e->publisher, root, NULL, 0);
-        st_block_pool_publish(e->pool, block, st_block_hash_next(root, tokens, BS), root, tokens);
+        st_block_pool_publish(e->pool, block, st_block_hash_next(root, tokens, BS, 0), root,
+                              tokens);
         st_block_pool_release(e->pool, &block, 1);
         st_event_publisher_flush(e->publisher);
         s->last++;
@@ -378,7 +379,7 @@ static void a_full_ring_loses_nothing(void **state)
     st_block_hash parent = e->root[0];
     for (int i = 0; i < N - 1; i++) {
         int32_t tokens[BS] = {i, i, i, i};
-        st_block_hash h = st_block_hash_next(parent, tokens, BS);
+        st_block_hash h = st_block_hash_next(parent, tokens, BS, 0);
         st_block_pool_publish(e->pool, blocks[i], h, parent, tokens);
         parent = h;
     }
@@ -416,7 +417,7 @@ static void long_salts_are_kept_back(void **state)
         size_t len = sizeof salt - (size_t)i;
         st_block_hash root = st_block_hash_root(1, ST_F32, salt, len);
         st_event_publisher_root(e->publisher, root, salt, len);
-        st_block_pool_publish(e->pool, blocks[i], st_block_hash_next(root, tokens, BS), root,
+        st_block_pool_publish(e->pool, blocks[i], st_block_hash_next(root, tokens, BS, 0), root,
                               tokens);
     }
     st_event_publisher_flush(e->publisher);

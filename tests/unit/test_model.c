@@ -180,7 +180,7 @@ static void only_wanted_rows_are_written(void **state)
     test_seq s = new_seq(m, &kv, prompt0, n);
     run_step(m, &kv, &s, &n, 1);
     int32_t rows[] = {12, 3};
-    st_batch_seq seq = {0, 13, 0, s.table};
+    st_batch_seq seq = {0, 13, 0, s.table, 0};
     bool bad[2] = {true, true};
     st_batch b = {.n_tokens = 13,
                   .tokens = prompt0,
@@ -213,13 +213,13 @@ static void batches_beyond_the_limits_are_refused(void **state)
         int32_t n_tokens, n_seqs;
         const char *text;
     } cases[] = {
-        {{{0, 97, 0, NULL}}, 97, 1, "97 tokens"},
-        {{{0, 0, 0, NULL}}, 0, 1, "0 tokens"},
-        {{{0, 2, 0, NULL}}, 3, 1, "cover 2 of its 3 rows"},
-        {{{0, 2, 0, NULL}, {1, 2, 0, NULL}}, 4, 2, "start at row 2"},
-        {{{0, 2, 2047, NULL}}, 2, 1, "position 2048: the model was loaded for 2048"},
-        {{{0, 2, INT32_MAX, NULL}}, 2, 1, "position 2147483648"},
-        {{{0, 2, -1, NULL}}, 2, 1, "position 0"},
+        {{{0, 97, 0, NULL, 0}}, 97, 1, "97 tokens"},
+        {{{0, 0, 0, NULL, 0}}, 0, 1, "0 tokens"},
+        {{{0, 2, 0, NULL, 0}}, 3, 1, "cover 2 of its 3 rows"},
+        {{{0, 2, 0, NULL, 0}, {1, 2, 0, NULL, 0}}, 4, 2, "start at row 2"},
+        {{{0, 2, 2047, NULL, 0}}, 2, 1, "position 2048: the model was loaded for 2048"},
+        {{{0, 2, INT32_MAX, NULL, 0}}, 2, 1, "position 2147483648"},
+        {{{0, 2, -1, NULL, 0}}, 2, 1, "position 0"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         st_error err;
@@ -232,7 +232,7 @@ static void batches_beyond_the_limits_are_refused(void **state)
             fail_msg("'%s' does not contain '%s'", err.text, cases[i].text);
     }
     int32_t table = 0, row = 2; /* beyond the batch's two rows */
-    st_batch_seq seq = {0, 2, 0, &table};
+    st_batch_seq seq = {0, 2, 0, &table, 0};
     st_batch b = {.n_tokens = 2,
                   .tokens = tokens,
                   .n_seqs = 1,

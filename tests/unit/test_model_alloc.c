@@ -58,7 +58,7 @@ static void a_step_allocates_nothing(void **state)
     float *logits = malloc((size_t)st_model_get_config(m)->vocab_size * sizeof *logits);
     assert_non_null(logits);
     int32_t row = 29;
-    st_batch_seq seq = {0, 30, 0, s.table};
+    st_batch_seq seq = {0, 30, 0, s.table, 16};
     st_batch b = {.n_tokens = 30,
                   .tokens = tokens,
                   .n_seqs = 1,
@@ -69,7 +69,7 @@ static void a_step_allocates_nothing(void **state)
     assert_int_equal(st_model_forward(m, &b, kv.store, logits, NULL), ST_OK);
     for (int32_t i = 30; i < 40; i++) {
         row = 0;
-        seq = (st_batch_seq){0, 1, i, s.table};
+        seq = (st_batch_seq){0, 1, i, s.table, 16};
         b.n_tokens = 1;
         b.tokens = tokens + i;
         assert_int_equal(st_model_forward(m, &b, kv.store, logits, NULL), ST_OK);

@@ -241,7 +241,7 @@ static void logits_that_overflow_are_flagged(void **state)
     assert_non_null(logits);
     int32_t row = 0, token = 311, table = 0;
     bool bad = false;
-    st_batch_seq seq = {0, 1, 0, &table};
+    st_batch_seq seq = {0, 1, 0, &table, 0};
     st_batch b = {.n_tokens = 1,
                   .tokens = &token,
                   .n_seqs = 1,

@@ -14,6 +14,7 @@
 #include "kernels/simd/simd_kv_i8.inc"
 
 #include "kernels/simd/simd_attention.inc"
+#include "kernels/simd/simd_attention_dense.inc"
 #include "kernels/simd/simd_matmul_float.inc"
 #include "kernels/simd/simd_peak.inc"
 #include "kernels/simd/simd_vector.inc"
@@ -47,6 +48,10 @@ const st_kernels st_kernels_avx2 = {
     .attn_scratch = st_simd_attn_scratch,
     .attention_part = st_simd_attention_part,
     .attention_merge = st_simd_attention_merge,
+    .dense_scratch = st_simd_dense_scratch,
+    .dense_start = st_simd_dense_start,
+    .dense_keys = st_simd_dense_keys,
+    .dense_finish = st_simd_dense_finish,
     .peak_float = st_simd_peak_float,
     .peak_i8 = st_avx2_peak_i8,
     .peak_read = st_simd_peak_read,

@@ -18,7 +18,8 @@ enum {
     QK_ROWS = 2, /* attention scores: rows by 4 keys */
     PV_ROWS = 4, /* attention values: rows by PV_VECS vectors */
     PV_VECS = 2,
-    AT_ROWS = 32 /* attention: rows that a tile of keys is widened for */
+    AT_ROWS = 32,  /* attention: rows that a tile of keys is widened for */
+    DN_AT_ONCE = 4 /* dense attention: keys, or dimensions, by two vectors of queries */
 };
 #define AT_LANES 0 /* attention with rows in lanes: AVX-512 only */
 
@@ -142,6 +143,26 @@ static inline vf vf_round(vf a)
 {
     return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+/* Lanes that a comparison chose: all their bits. */
+typedef __m256 vm;
+static inline vm vm_le(vf a, vf b)
+{
+    return _mm256_cmp_ps(a, b, _CMP_LE_OQ);
+}
+static inline vm vm_or(vm a, vm b)
+{
+    return _mm256_or_ps(a, b);
+}
+/* a in the lanes of m, else b. */
+static inline vf vm_select(vm m, vf a, vf b)
+{
+    return _mm256_blendv_ps(b, a, m);
+}
+/* a*b + c in the lanes of m, else c. */
+static inline vf vm_fma(vm m, vf a, vf b, vf c)
+{
+    return _mm256_blendv_ps(c, _mm256_fmadd_ps(a, b, c), m);
+}
 static inline vf vf_power2(__m256i n)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
@@ -191,6 +212,28 @@ static inline vf vf_load_twice(const float *p)
 static inline vf vf_fmaddsub(vf a, vf b, vf c)
 {
     return _mm256_fmaddsub_ps(a, b, c);
+}
+
+/* t[i][j] and t[j][i] change places. */
+static inline __attribute__((always_inline)) void vf_transpose(vf t[VL])
+{
+    vf u[VL];
+    for (int i = 0; i < VL; i += 2) {
+        u[i] = _mm256_unpacklo_ps(t[i], t[i + 1]);
+        u[i + 1] = _mm256_unpackhi_ps(t[i], t[i + 1]);
+    }
+    for (int i = 0; i < VL; i += 4) /* t[i + c]: column 4q + c of rows i .. i+3 in half q */
+        for (int j = 0; j < 2; j++) {
+            __m256d a = _mm256_castps_pd(u[i + j]), b = _mm256_castps_pd(u[i + j + 2]);
+            t[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, b));
+            t[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, b));
+        }
+    for (int c = 0; c < 4; c++) {
+        u[c] = _mm256_permute2f128_ps(t[c], t[c + 4], 0x20);
+        u[c + 4] = _mm256_permute2f128_ps(t[c], t[c + 4], 0x31);
+    }
+    for (int i = 0; i < VL; i++)
+        t[i] = u[i];
 }
 
 static inline vi vi_zero(void)

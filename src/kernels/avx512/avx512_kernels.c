@@ -16,6 +16,7 @@
 #include "kernels/simd/simd_kv_i8.inc"
 
 #include "kernels/simd/simd_attention.inc"
+#include "kernels/simd/simd_attention_dense.inc"
 #include "kernels/simd/simd_matmul_float.inc"
 #include "kernels/simd/simd_peak.inc"
 #include "kernels/simd/simd_vector.inc"
@@ -36,6 +37,8 @@
         .kv_from_i8 = st_simd_kv_from_i8, .attention_gqa = st_simd_attention_gqa,                  \
         .attn_scratch = st_simd_attn_scratch, .attention_part = st_simd_attention_part,            \
         .attention_merge = st_simd_attention_merge, .peak_float = st_simd_peak_float,              \
+        .dense_scratch = st_simd_dense_scratch, .dense_start = st_simd_dense_start,                \
+        .dense_keys = st_simd_dense_keys, .dense_finish = st_simd_dense_finish,                    \
         .peak_i8 = int8_peak, .peak_read = st_simd_peak_read,                                      \
     }
 

@@ -17,7 +17,8 @@ enum {
     QK_ROWS = 4, /* attention scores: rows by 4 keys */
     PV_ROWS = 4, /* attention values: rows by PV_VECS vectors */
     PV_VECS = 4,
-    AT_ROWS = 64 /* attention: rows that a tile of keys is widened for */
+    AT_ROWS = 64,  /* attention: rows that a tile of keys is widened for */
+    DN_AT_ONCE = 8 /* dense attention: keys, or dimensions, by two vectors of queries */
 };
 
 /* Attention has rows in lanes where at least so many heads share their keys. */
@@ -151,6 +152,26 @@ static inline vf vf_fma_where(uint32_t m, vf a, vf b, vf c)
 static inline uint32_t vf_le(vf a, vf b)
 {
     return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ);
+}
+/* Lanes that a comparison chose. */
+typedef __mmask16 vm;
+static inline vm vm_le(vf a, vf b)
+{
+    return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ);
+}
+static inline vm vm_or(vm a, vm b)
+{
+    return (vm)(a | b);
+}
+/* a in the lanes of m, else b. */
+static inline vf vm_select(vm m, vf a, vf b)
+{
+    return _mm512_mask_blend_ps(m, b, a);
+}
+/* a*b + c in the lanes of m, else c. */
+static inline vf vm_fma(vm m, vf a, vf b, vf c)
+{
+    return _mm512_mask3_fmadd_ps(a, b, c, m);
 }
 /* p * 2^n for integers n in [-250, 250], 0.5 <= p <= 2; overflow gives infinity, underflow rounds.
  */
