@@ -17,16 +17,6 @@
 #include "starling/kv_row.h"
 #include "starling/status.h"
 
-/* A weight matrix W [n, k], row-major as checkpoints store it (n outputs, k inputs). The memory is
- * borrowed (usually the mapped file). */
-typedef struct st_matrix {
-    st_dtype dtype; /* F32, F16, BF16, or I8 with scale and row_sum */
-    int32_t n, k;
-    const void *data;
-    const float *scale;     /* I8: [n], value = q * scale; else NULL */
-    const int32_t *row_sum; /* I8: [n], sum of each row (for kernels with unsigned activations) */
-} st_matrix;
-
 /* Paged KV memory of one layer. Row r of block b is at base + b*block_stride + r*row_stride.
  * MLA: a row is [kv_lora | rope]. GQA: a row is [n_kv_heads*head_dim of k | the same of v]. I8 rows
  * are laid out as kv_row.h says. */
@@ -103,19 +93,6 @@ typedef struct st_kernels {
      * zeros, NaN and zeros for a row that is not finite), q = round half to even of x / scale,
      * zero beyond k. */
     void (*quantize)(const st_act *a);
-
-    /* The same for row-major weights, until the model has packed ones.
-     * y[i*ldy + j] = sum over k of x[i*ldx + k] * W[j][k], for i < m and n0 <= j < n1, in float32
-     * math; W is F32, F16 or BF16. */
-    void (*matmul_f)(float *y, size_t ldy, const float *x, size_t ldx, int m, const st_matrix *w,
-                     int n0, int n1);
-    /* The same with W in I8 and x quantized by quantize_rows:
-     * y = float(integer dot product) * (x_scale[i] * w->scale[j]). |xq| <= 127. */
-    void (*matmul_i8)(float *y, size_t ldy, const int8_t *xq, size_t ldx, const float *x_scale,
-                      int m, const st_matrix *w, int n0, int n1);
-    /* Per row: scale = absmax/127 (1 for a row of zeros), q = round half to even of x / scale. */
-    void (*quantize_rows)(int8_t *q, size_t ldq, float *scale, const float *x, size_t ldx, int m,
-                          int k);
     /* y = x / sqrt(mean(x^2) + eps) * weight, per row of d. y may be x. */
     void (*rmsnorm)(float *y, size_t ldy, const float *x, size_t ldx, const float *weight, int m,
                     int d, float eps);
@@ -189,7 +166,7 @@ enum {
     ST_ATTN_SEGMENT = 256,
     ST_ATTN_PART_EXTRA = 2, /* the exponent that the row's weights were scaled by; their sum */
     ST_DENSE_KEYS = 64,
-    ST_MAX_K = 1 << 17 /* matmul_i8: k beyond this could overflow the 32-bit sums */
+    ST_MAX_K = 1 << 17 /* I8, I4: k beyond this could overflow the 32-bit sums */
 };
 
 /* Floats between rows of dense keys or values of dim elements: an odd number of cache lines, so

@@ -129,14 +129,7 @@ typedef struct matmul_run {
 static size_t column_cost(const st_kernels *k, const st_matmul_job *job)
 {
     size_t passes = 1 + (size_t)job->a.m / MATMUL_FREE_ROWS;
-    if (job->row_major)
-        return (size_t)job->row_major->k * st_dtype_size(job->row_major->dtype) * passes;
     return k->pack_block_bytes(job->w) / (size_t)k->pack_cols * passes;
-}
-
-static int job_columns(const st_matmul_job *job)
-{
-    return job->row_major ? job->row_major->n : job->w->n;
 }
 
 static int columns_per_task(const st_kernels *k, const st_matmul_job *job, size_t task_cost)
@@ -148,11 +141,6 @@ static int columns_per_task(const st_kernels *k, const st_matmul_job *job, size_
     size_t least = job->a.m > 64 ? 4 * MATMUL_COLUMNS : MATMUL_COLUMNS;
     columns = columns < least ? least : columns;
     return columns > (1 << 20) ? 1 << 20 : (int)columns;
-}
-
-static bool takes_int8(const st_matmul_job *job)
-{
-    return job->row_major ? job->row_major->dtype == ST_I8 : st_weight_takes_int8(job->w->type);
 }
 
 static void add_bias(const st_matmul_job *job, int n0, int n1)
@@ -171,16 +159,9 @@ static void matmul_task(void *arg, size_t task, int worker)
     const st_matmul_job *job = &run->jobs[i];
     int columns = columns_per_task(run->ops->k, job, run->task_cost);
     int n0 = (int)(task - run->ops->first_task[i]) * columns;
-    int n = job_columns(job), n1 = n - n0 < columns ? n : n0 + columns;
-    const st_matrix *rows = job->row_major;
+    int n = job->w->n, n1 = n - n0 < columns ? n : n0 + columns;
     const st_kernels *k = run->ops->k;
-    if (!rows)
-        k->matmul(job->y, job->ldy, &job->a, job->w, n0, n1);
-    else if (rows->dtype == ST_I8)
-        k->matmul_i8(job->y, job->ldy, job->a.q, (size_t)job->a.k, job->a.scale, job->a.m, rows, n0,
-                     n1);
-    else
-        k->matmul_f(job->y, job->ldy, job->a.x, job->a.ld, job->a.m, rows, n0, n1);
+    k->matmul(job->y, job->ldy, &job->a, job->w, n0, n1);
     if (job->bias)
         add_bias(job, n0, n1);
 }
@@ -190,7 +171,7 @@ static void matmul_slice(st_ops *ops, const st_matmul_job *jobs, int n)
     size_t tasks = 0, cost = 0;
     for (int i = 0; i < n; i++)
         if (jobs[i].a.m > 0)
-            cost += column_cost(ops->k, &jobs[i]) * (size_t)job_columns(&jobs[i]);
+            cost += column_cost(ops->k, &jobs[i]) * (size_t)jobs[i].w->n;
     size_t share = cost / MATMUL_TASKS_PER_THREAD / (size_t)st_pool_threads(ops->pool);
     share = share < MATMUL_LEAST_COST ? MATMUL_LEAST_COST : share;
     share = share > MATMUL_MOST_COST ? MATMUL_MOST_COST : share;
@@ -199,7 +180,7 @@ static void matmul_slice(st_ops *ops, const st_matmul_job *jobs, int n)
         if (jobs[i].a.m <= 0)
             continue;
         int columns = columns_per_task(ops->k, &jobs[i], share);
-        tasks += ((size_t)job_columns(&jobs[i]) + (size_t)columns - 1) / (size_t)columns;
+        tasks += ((size_t)jobs[i].w->n + (size_t)columns - 1) / (size_t)columns;
     }
     ops->first_task[n] = tasks;
     matmul_run run = {ops, jobs, n, share};
@@ -212,5 +193,6 @@ void st_op_matmul(st_ops *ops, const st_matmul_job *jobs, int n_jobs)
     for (int i = 0; i < n_jobs; i += OPS_SLICE)
         matmul_slice(ops, jobs + i, n_jobs - i < OPS_SLICE ? n_jobs - i : OPS_SLICE);
     if (n_jobs > 0)
-        ops->ns[takes_int8(&jobs[0]) ? ST_OP_MATMUL_I8 : ST_OP_MATMUL_F] += st_now_ns() - start;
+        ops->ns[st_weight_takes_int8(jobs[0].w->type) ? ST_OP_MATMUL_I8 : ST_OP_MATMUL_F] +=
+            st_now_ns() - start;
 }

@@ -20,7 +20,6 @@ st_pool *st_ops_pool(const st_ops *ops);
 /* y[m, w->n] (row stride ldy) = a . W^T (+ bias[n] when not NULL). I8 and I4 need a.q. */
 typedef struct st_matmul_job {
     const st_packed *w;
-    const st_matrix *row_major; /* instead of w, until the model has packed weights */
     st_act a;
     float *y;
     size_t ldy;

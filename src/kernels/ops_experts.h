@@ -56,7 +56,7 @@ typedef struct st_expert_job {
 } st_expert_job;
 
 /* Runs all jobs. Jobs without rows are fine. Bits are those of st_op_matmul, silu_mul,
- * quantize_rows and st_op_matmul, one after the other. */
+ * quantize and st_op_matmul, one after the other. */
 void st_op_experts(st_ops *ops, st_expert_job *jobs, int n_jobs);
 
 #endif

@@ -131,59 +131,6 @@ uint16_t kt_to_f16(float f)
     return (uint16_t)(r | (signbit(f) ? 0x8000 : 0));
 }
 
-static double fill_element(kt_matrix *w, size_t i)
-{
-    float f = kt_normal();
-    switch (w->m.dtype) {
-    case ST_F32:
-        memcpy((char *)w->data.p + 4 * i, &f, 4);
-        return f;
-    case ST_I8:
-        ((int8_t *)w->data.p)[i] = (int8_t)kt_int(-128, 127);
-        return ((int8_t *)w->data.p)[i];
-    default: {
-        uint16_t h = w->m.dtype == ST_BF16 ? st_f32_to_bf16(f) : kt_to_f16(f);
-        memcpy((char *)w->data.p + 2 * i, &h, 2);
-        return w->m.dtype == ST_BF16 ? st_bf16_to_f32(h) : st_f16_to_f32(h);
-    }
-    }
-}
-
-void kt_matrix_new(kt_matrix *w, st_dtype dtype, int n, int k)
-{
-    memset(w, 0, sizeof *w);
-    w->m.dtype = dtype;
-    w->m.n = n;
-    w->m.k = k;
-    size_t count = (size_t)n * (size_t)k;
-    w->data = kt_new(count, st_dtype_size(dtype));
-    w->as_double = malloc((count + 1) * sizeof(double));
-    assert_non_null(w->as_double);
-    for (size_t i = 0; i < count; i++)
-        w->as_double[i] = fill_element(w, i);
-    w->m.data = w->data.p;
-    if (dtype != ST_I8)
-        return;
-    w->scale = malloc((size_t)n * sizeof *w->scale);
-    w->row_sum = calloc((size_t)n, sizeof *w->row_sum);
-    assert_true(w->scale && w->row_sum);
-    for (int j = 0; j < n; j++) {
-        w->scale[j] = 0.01f * (1.5f + kt_uniform());
-        for (int i = 0; i < k; i++)
-            w->row_sum[j] += ((int8_t *)w->data.p)[(size_t)j * (size_t)k + (size_t)i];
-    }
-    w->m.scale = w->scale;
-    w->m.row_sum = w->row_sum;
-}
-
-void kt_matrix_free(kt_matrix *w)
-{
-    kt_free(&w->data);
-    free(w->scale);
-    free(w->row_sum);
-    free(w->as_double);
-}
-
 static size_t weight_bytes(st_weight_type type)
 {
     return type == ST_WEIGHT_F32 ? 4 : type == ST_WEIGHT_F16 || type == ST_WEIGHT_BF16 ? 2 : 1;

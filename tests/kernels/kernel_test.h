@@ -40,19 +40,6 @@ void kt_free(kt_buf *b);               /* checks the guards too */
 
 float *kt_floats(kt_buf *b, size_t n); /* new, filled with kt_normal */
 
-/* A random matrix of any dtype that a product takes; F16 and BF16 hold rounded normals, I8 the
- * whole range -128..127, with scales and row sums. as_double: its values, [n][k]. */
-typedef struct kt_matrix {
-    st_matrix m;
-    kt_buf data;
-    float *scale;
-    int32_t *row_sum;
-    double *as_double;
-} kt_matrix;
-
-void kt_matrix_new(kt_matrix *w, st_dtype dtype, int n, int k);
-void kt_matrix_free(kt_matrix *w);
-
 /* A random weight matrix in canonical form. Floats are rounded normals, F8 any code but NaN, I8 the
  * whole range -128..127, I4 0..15. zero: I4 has zero points. as_double: its values, [n][k]. */
 typedef struct kt_weights {

@@ -10,35 +10,29 @@
 enum { N_JOBS = 9, MAX_THREADS = 3 };
 
 typedef struct job_data {
-    kt_matrix w;
-    kt_buf x, q, scale, bias, want, got;
+    kt_weights w;
+    kt_pack pack;
+    kt_act a;
+    kt_buf bias, want, got;
     st_matmul_job job;
 } job_data;
 
-static void job_new(job_data *d, st_dtype dtype, int m, int n, int k, bool bias,
+static void job_new(job_data *d, st_weight_type type, int m, int n, int k, bool bias,
                     const st_kernels *t)
 {
-    kt_matrix_new(&d->w, dtype, n, k);
-    size_t ld = (size_t)k + 1;
-    float *x = kt_floats(&d->x, (size_t)m * ld);
-    d->q = kt_new((size_t)m * (size_t)k, 1);
-    d->scale = kt_new((size_t)m, 4);
+    bool grouped = type == ST_WEIGHT_I4 || type == ST_WEIGHT_F8;
+    kt_weights_new(&d->w, type, n, k, grouped ? 64 : 0, type == ST_WEIGHT_I4);
+    kt_pack_new(&d->pack, t, &d->w);
+    kt_act_new(&d->a, m, k);
     kt_floats(&d->bias, (size_t)n);
     size_t ldy = (size_t)n + 2;
     d->want = kt_new((size_t)m * ldy, 4);
     d->got = kt_new((size_t)m * ldy, 4);
-    st_matmul_job job = {.row_major = &d->w.m,
-                         .a = {.x = x, .ld = ld, .q = d->q.p, .scale = d->scale.p, .m = m, .k = k},
-                         .y = d->got.p,
-                         .ldy = ldy,
-                         .bias = bias ? d->bias.p : NULL};
+    st_matmul_job job = {
+        .w = &d->pack.w, .a = d->a.a, .y = d->got.p, .ldy = ldy, .bias = bias ? d->bias.p : NULL};
     d->job = job;
     float *want = d->want.p;
-    t->quantize_rows(d->q.p, (size_t)k, d->scale.p, x, ld, m, k);
-    if (dtype == ST_I8)
-        t->matmul_i8(want, ldy, d->q.p, (size_t)k, d->scale.p, m, &d->w.m, 0, n);
-    else
-        t->matmul_f(want, ldy, x, ld, m, &d->w.m, 0, n);
+    t->matmul(want, ldy, &d->a.a, &d->pack.w, 0, n);
     for (int i = 0; bias && i < m; i++)
         for (int j = 0; j < n; j++)
             want[(size_t)i * ldy + (size_t)j] += ((float *)d->bias.p)[j];
@@ -46,10 +40,9 @@ static void job_new(job_data *d, st_dtype dtype, int m, int n, int k, bool bias,
 
 static void job_free(job_data *d)
 {
-    kt_matrix_free(&d->w);
-    kt_free(&d->x);
-    kt_free(&d->q);
-    kt_free(&d->scale);
+    kt_weights_free(&d->w);
+    kt_pack_free(&d->pack);
+    kt_act_free(&d->a);
     kt_free(&d->bias);
     kt_free(&d->want);
     kt_free(&d->got);
@@ -57,14 +50,14 @@ static void job_free(job_data *d)
 
 static void check_products(const st_kernels *t, st_ops *const *ops)
 {
-    static const st_dtype types[] = {ST_F32, ST_BF16, ST_F16, ST_I8};
     job_data *d = calloc(N_JOBS, sizeof *d);
     st_matmul_job jobs[N_JOBS];
     assert_non_null(d);
     for (int i = 0; i < N_JOBS; i++) {
         /* Some small, some of several tasks, one tall. */
         int m = i == 5 ? 70 : kt_int(1, 9), n = i < 3 ? kt_int(900, 1500) : kt_int(1, 60);
-        job_new(&d[i], types[kt_int(0, 3)], m, n, kt_int(1, 150), i % 2, t);
+        job_new(&d[i], (st_weight_type)kt_int(0, ST_WEIGHT_TYPE_COUNT - 1), m, n, kt_int(1, 150),
+                i % 2, t);
         jobs[i] = d[i].job;
     }
     for (int threads = 0; threads < MAX_THREADS; threads++) {

@@ -7,7 +7,6 @@
 #include "kernels/avx2/vec_avx2.h"
 #include "kernels/float_bits.h"
 #include "kernels/kv_rows.h"
-#include "kernels/ref/ref.h"
 #include "kernels/simd/simd_macros.h"
 #include "kernels/simd/simd_math.inc"
 
@@ -15,7 +14,6 @@
 
 #include "kernels/simd/simd_attention.inc"
 #include "kernels/simd/simd_attention_dense.inc"
-#include "kernels/simd/simd_matmul_float.inc"
 #include "kernels/simd/simd_peak.inc"
 #include "kernels/simd/simd_vector.inc"
 
@@ -28,9 +26,6 @@ const st_kernels st_kernels_avx2 = {
     .pack_block = st_avx2_pack_block,
     .matmul = st_avx2_matmul,
     .quantize = st_simd_quantize,
-    .matmul_f = st_simd_matmul_f,
-    .matmul_i8 = st_avx2_matmul_i8,
-    .quantize_rows = st_simd_quantize_rows,
     .rmsnorm = st_simd_rmsnorm,
     .residual_norm = st_simd_residual_norm,
     .rope_interleaved = st_simd_rope_interleaved,

@@ -46,3 +46,24 @@ void st_avx2_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w, i
 {
     st_packed_run(sets[w->type], y, ldy, a, w, pk_block_bytes(w), pk_scale_offset(w), n0, n1);
 }
+
+/* Independent products from registers: what the processor can do at most. */
+double st_avx2_peak_i8(int steps)
+{
+    enum { CHAINS = 12 };
+    vi acc[CHAINS], w = vi_set1(0x01020304);
+    ST_UNROLL
+    for (int i = 0; i < CHAINS; i++)
+        acc[i] = vi_set1(i); /* each its own value */
+    for (int s = 0; s < steps; s++) {
+        /* The compiler must not see that the same product is added every time. */
+        __asm__ volatile("" : "+v"(w));
+        ST_UNROLL
+        for (int i = 0; i < CHAINS; i++)
+            acc[i] = vi_add(acc[i], vi_madd(w, acc[i]));
+    }
+    for (int i = 1; i < CHAINS; i++)
+        acc[0] = vi_add(acc[0], acc[i]);
+    __asm__ volatile("" : : "v"(acc[0]));
+    return 4.0 * VL * CHAINS * steps;
+}

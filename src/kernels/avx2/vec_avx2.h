@@ -52,6 +52,20 @@ static inline void vf_store_n(float *p, vf v, int n)
 {
     _mm256_maskstore_ps(p, vf_mask(n), v);
 }
+/* The first n (0..VL) lanes, to be used more than once. */
+typedef __m256i vmask;
+static inline vmask vf_lanes(int n)
+{
+    return vf_mask(n);
+}
+static inline vf vf_load_lanes(const float *p, vmask m)
+{
+    return _mm256_maskload_ps(p, m);
+}
+static inline void vf_store_lanes(float *p, vf v, vmask m)
+{
+    _mm256_maskstore_ps(p, m, v);
+}
 static inline vf vf_widen_bf16(__m128i h)
 {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
@@ -299,6 +313,10 @@ static inline vi vi_absmax(vi m, vf a)
     vi bits = _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7fffffff));
     return _mm256_max_epu32(m, bits);
 }
+static inline vi vi_max(vi a, vi b)
+{
+    return _mm256_max_epu32(a, b);
+}
 static inline uint32_t vi_hmax(vi m)
 {
     __m128i h = _mm_max_epu32(_mm256_castsi256_si128(m), _mm256_extracti128_si256(m, 1));
@@ -314,6 +332,14 @@ static inline void vf_store_i8(int8_t *q, vf v)
     __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1));
     _mm_storel_epi64((__m128i *)(void *)q, _mm_packs_epi16(h, h));
 }
+/* 32 floats as integers, nearest even; no NaN, within [-128, 127]. */
+static inline __m256i vf_to_i8(const vf v[4])
+{
+    vi a = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
+    vi b = _mm256_packs_epi32(_mm256_cvtps_epi32(v[2]), _mm256_cvtps_epi32(v[3]));
+    return _mm256_permutevar8x32_epi32(_mm256_packs_epi16(a, b),
+                                       _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
 static inline void vf_store_bf16(uint16_t *y, vf v)
 {
     vi u = _mm256_castps_si256(v);
@@ -325,16 +351,6 @@ static inline void vf_store_bf16(uint16_t *y, vf v)
     r = _mm256_blendv_epi8(r, quiet, _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q)));
     __m128i h = _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
     _mm_storeu_si128((__m128i *)(void *)y, h);
-}
-
-/* Of 32 bytes. */
-static inline int32_t vi_sum_32(const int8_t *p)
-{
-    __m256i bias = _mm256_set1_epi8((char)0x80);
-    __m256i v = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(const void *)p), bias);
-    v = _mm256_sad_epu8(v, _mm256_setzero_si256());
-    __m128i s = _mm_add_epi64(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    return (int32_t)(_mm_cvtsi128_si64(s) + _mm_extract_epi64(s, 1)) - 32 * 128;
 }
 
 #endif

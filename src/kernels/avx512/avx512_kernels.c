@@ -1,5 +1,4 @@
-/* The AVX-512 tables: the templates of src/kernels/simd with 16 lanes. Without VNNI the int8
- * product is AVX2's. */
+/* The AVX-512 tables: the templates of src/kernels/simd with 16 lanes. */
 #include "kernels/avx512/avx512.h"
 
 #include <math.h>
@@ -9,7 +8,6 @@
 #include "kernels/avx512/vec_avx512.h"
 #include "kernels/float_bits.h"
 #include "kernels/kv_rows.h"
-#include "kernels/ref/ref.h"
 #include "kernels/simd/simd_macros.h"
 #include "kernels/simd/simd_math.inc"
 
@@ -17,31 +15,28 @@
 
 #include "kernels/simd/simd_attention.inc"
 #include "kernels/simd/simd_attention_dense.inc"
-#include "kernels/simd/simd_matmul_float.inc"
 #include "kernels/simd/simd_peak.inc"
 #include "kernels/simd/simd_vector.inc"
 
 #include "kernels/simd/simd_norm.inc"
 
-#define AVX512_TABLE(isa, int8_product, int8_peak)                                                 \
+#define AVX512_TABLE(isa)                                                                          \
     {                                                                                              \
         .name = #isa, .pack_cols = ST_AVX512_PACK_COLS,                                            \
         .pack_block_bytes = st_##isa##_pack_block_bytes, .pack_block = st_##isa##_pack_block,      \
-        .matmul = st_##isa##_matmul, .quantize = st_simd_quantize, .matmul_f = st_simd_matmul_f,   \
-        .matmul_i8 = int8_product, .quantize_rows = st_simd_quantize_rows,                         \
-        .rmsnorm = st_simd_rmsnorm, .residual_norm = st_simd_residual_norm,                        \
-        .rope_interleaved = st_simd_rope_interleaved, .rope_half = st_simd_rope_half,              \
-        .silu_mul = st_simd_silu_mul, .add = st_simd_add, .add_scaled = st_simd_add_scaled,        \
-        .softmax = st_simd_softmax, .to_bf16 = st_simd_to_bf16, .to_f32 = st_simd_to_f32,          \
-        .attention_mla = st_simd_attention_mla, .kv_to_i8 = st_simd_kv_to_i8,                      \
-        .kv_from_i8 = st_simd_kv_from_i8, .attention_gqa = st_simd_attention_gqa,                  \
-        .attn_scratch = st_simd_attn_scratch, .attention_part = st_simd_attention_part,            \
-        .attention_merge = st_simd_attention_merge, .peak_float = st_simd_peak_float,              \
-        .dense_scratch = st_simd_dense_scratch, .dense_start = st_simd_dense_start,                \
-        .dense_keys = st_simd_dense_keys, .dense_finish = st_simd_dense_finish,                    \
-        .peak_i8 = int8_peak, .peak_read = st_simd_peak_read,                                      \
+        .matmul = st_##isa##_matmul, .quantize = st_simd_quantize, .rmsnorm = st_simd_rmsnorm,     \
+        .residual_norm = st_simd_residual_norm, .rope_interleaved = st_simd_rope_interleaved,      \
+        .rope_half = st_simd_rope_half, .silu_mul = st_simd_silu_mul, .add = st_simd_add,          \
+        .add_scaled = st_simd_add_scaled, .softmax = st_simd_softmax, .to_bf16 = st_simd_to_bf16,  \
+        .to_f32 = st_simd_to_f32, .attention_mla = st_simd_attention_mla,                          \
+        .kv_to_i8 = st_simd_kv_to_i8, .kv_from_i8 = st_simd_kv_from_i8,                            \
+        .attention_gqa = st_simd_attention_gqa, .attn_scratch = st_simd_attn_scratch,              \
+        .attention_part = st_simd_attention_part, .attention_merge = st_simd_attention_merge,      \
+        .peak_float = st_simd_peak_float, .dense_scratch = st_simd_dense_scratch,                  \
+        .dense_start = st_simd_dense_start, .dense_keys = st_simd_dense_keys,                      \
+        .dense_finish = st_simd_dense_finish, .peak_i8 = st_##isa##_peak_i8,                       \
+        .peak_read = st_simd_peak_read,                                                            \
     }
 
-const st_kernels st_kernels_avx512 = AVX512_TABLE(avx512, st_avx2_matmul_i8, st_avx2_peak_i8);
-const st_kernels st_kernels_avx512vnni =
-    AVX512_TABLE(avx512vnni, st_avx512vnni_matmul_i8, st_avx512vnni_peak_i8);
+const st_kernels st_kernels_avx512 = AVX512_TABLE(avx512);
+const st_kernels st_kernels_avx512vnni = AVX512_TABLE(avx512vnni);

@@ -96,3 +96,24 @@ void st_avx512vnni_matmul(float *y, size_t ldy, const st_act *a, const st_packed
         st_packed_run(w->type == ST_WEIGHT_I8 ? &i8 : &i4, y, ldy, a, w, pk_block_bytes(w),
                       pk_scale_offset(w), n0, n1);
 }
+
+/* Independent products from registers: what the processor can do at most. */
+double st_avx512vnni_peak_i8(int steps)
+{
+    enum { CHAINS = 12 };
+    vi acc[CHAINS], w = vi_set1(0x01020304);
+    ST_UNROLL
+    for (int i = 0; i < CHAINS; i++)
+        acc[i] = vi_set1(i); /* each its own value */
+    for (int s = 0; s < steps; s++) {
+        /* The compiler must not see that the same product is added every time. */
+        __asm__ volatile("" : "+v"(w));
+        ST_UNROLL
+        for (int i = 0; i < CHAINS; i++)
+            __asm__("vpdpbusd %1, %1, %0" : "+v"(acc[i]) : "v"(w));
+    }
+    for (int i = 1; i < CHAINS; i++)
+        acc[0] = vi_add(acc[0], acc[i]);
+    __asm__ volatile("" : : "v"(acc[0]));
+    return 8.0 * VL * CHAINS * steps;
+}

@@ -53,6 +53,20 @@ static inline void vf_store_n(float *p, vf v, int n)
 {
     _mm512_mask_storeu_ps(p, vf_mask(n), v);
 }
+/* The first n (0..VL) lanes, to be used more than once. */
+typedef __mmask16 vmask;
+static inline vmask vf_lanes(int n)
+{
+    return vf_mask(n);
+}
+static inline vf vf_load_lanes(const float *p, vmask m)
+{
+    return _mm512_maskz_loadu_ps(m, p);
+}
+static inline void vf_store_lanes(float *p, vf v, vmask m)
+{
+    _mm512_mask_storeu_ps(p, m, v);
+}
 static inline vf vf_widen_bf16(__m256i h)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
@@ -386,6 +400,10 @@ static inline vi vi_absmax(vi m, vf a)
     vi bits = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff));
     return _mm512_max_epu32(m, bits);
 }
+static inline vi vi_max(vi a, vi b)
+{
+    return _mm512_max_epu32(a, b);
+}
 static inline uint32_t vi_hmax(vi m)
 {
     return _mm512_reduce_max_epu32(m);
@@ -396,6 +414,12 @@ static inline void vf_store_i8(int8_t *q, vf v)
     v = _mm512_min_ps(_mm512_max_ps(v, _mm512_set1_ps(-127)), _mm512_set1_ps(127));
     _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
 }
+/* 32 floats as integers, nearest even; no NaN, within [-128, 127]. */
+static inline __m256i vf_to_i8(const vf v[2])
+{
+    return _mm256_set_m128i(_mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v[1])),
+                            _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v[0])));
+}
 static inline void vf_store_bf16(uint16_t *y, vf v)
 {
     vi u = _mm512_castps_si512(v);
@@ -405,16 +429,6 @@ static inline void vf_store_bf16(uint16_t *y, vf v)
     vi quiet = _mm512_or_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
     r = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), r, quiet);
     _mm256_storeu_si256((__m256i *)(void *)y, _mm512_cvtepi32_epi16(r));
-}
-
-/* Of 32 bytes. */
-static inline int32_t vi_sum_32(const int8_t *p)
-{
-    __m256i bias = _mm256_set1_epi8((char)0x80);
-    __m256i v = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)(const void *)p), bias);
-    v = _mm256_sad_epu8(v, _mm256_setzero_si256());
-    __m128i s = _mm_add_epi64(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    return (int32_t)(_mm_cvtsi128_si64(s) + _mm_extract_epi64(s, 1)) - 32 * 128;
 }
 
 #endif

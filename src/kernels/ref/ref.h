@@ -11,12 +11,6 @@ size_t st_ref_pack_block_bytes(const st_packed *shape);
 void st_ref_pack_block(void *dst, const st_packed *shape, const st_weight_rows *rows);
 void st_ref_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1);
 void st_ref_quantize(const st_act *a);
-void st_ref_matmul_f(float *y, size_t ldy, const float *x, size_t ldx, int m, const st_matrix *w,
-                     int n0, int n1);
-void st_ref_matmul_i8(float *y, size_t ldy, const int8_t *xq, size_t ldx, const float *x_scale,
-                      int m, const st_matrix *w, int n0, int n1);
-void st_ref_quantize_rows(int8_t *q, size_t ldq, float *scale, const float *x, size_t ldx, int m,
-                          int k);
 void st_ref_rmsnorm(float *y, size_t ldy, const float *x, size_t ldx, const float *weight, int m,
                     int d, float eps);
 void st_ref_residual_norm(const st_residual *r, int d, float eps);

@@ -1,5 +1,5 @@
-/* Reference products with packed weights. A block is one row: its elements as they came, then its
- * scales, then its zero points. */
+/* Reference products with packed weights, and the quantization of activations. A block is one row:
+ * its elements as they came, then its scales, then its zero points. */
 #include <math.h>
 #include <string.h>
 
@@ -132,17 +132,32 @@ void st_ref_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w, in
         }
 }
 
+static float row_scale(const float *x, int k)
+{
+    /* As integers, so that NaN counts as the largest. */
+    uint32_t absmax = 0;
+    for (int l = 0; l < k; l++) {
+        uint32_t u = st_bits_of_float(x[l]) & 0x7fffffffu;
+        absmax = u > absmax ? u : absmax;
+    }
+    float s = st_float_of_bits(absmax) / 127.0f;
+    return !isfinite(s) ? NAN : s == 0 ? 1 : s;
+}
+
 void st_ref_quantize(const st_act *a)
 {
     size_t padded = ((size_t)a->k + ST_ACT_STEP - 1) & ~(size_t)(ST_ACT_STEP - 1);
     size_t sums = st_act_sums(a->k);
-    for (int i = 0; i < a->m; i++) {
-        int8_t *q = a->q + (size_t)i * a->ldq;
-        int32_t *sum = a->sum + (size_t)i * sums;
-        st_ref_quantize_rows(q, a->ldq, a->scale + i, a->x + (size_t)i * a->ld, a->ld, 1, a->k);
-        memset(q + a->k, 0, padded - (size_t)a->k);
+    for (size_t i = 0; i < (size_t)a->m; i++) {
+        const float *x = a->x + i * a->ld;
+        int8_t *q = a->q + i * a->ldq;
+        int32_t *sum = a->sum + i * sums;
+        float s = a->scale[i] = row_scale(x, a->k);
+        memset(q, 0, padded);
         memset(sum, 0, sums * sizeof *sum);
         for (int l = 0; l < a->k; l++) {
+            float v = isnan(s) ? 0 : rintf(x[l] / s);
+            q[l] = (int8_t)(v > 127 ? 127 : v < -127 ? -127 : v);
             sum[l / ST_ACT_SUM] += q[l];
             sum[sums - 1] += q[l];
         }
