@@ -3,10 +3,11 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/clock.h"
 
-enum { TRIES = 7, READ_CHUNK = 1 << 20, COMPUTE_NS = 10000000 };
+enum { TRIES = 7, READ_CHUNK = 1 << 20, HUGE_PAGE = 2 << 20, COMPUTE_NS = 10000000 };
 
 typedef struct peak_run {
     double (*loop)(int steps);
@@ -76,13 +77,14 @@ st_status st_peaks_measure(const st_kernels *k, st_pool *pool, bool quick, st_pe
     size_t threads = (size_t)st_pool_threads(pool);
     /* Well beyond any cache that one socket's share of memory has. */
     size_t bytes = (size_t)(quick ? 128 : 512) << 20;
-    float *memory = aligned_alloc(4096, bytes);
+    float *memory = aligned_alloc(HUGE_PAGE, bytes);
     float *sums = calloc(threads, sizeof *sums);
     if (!memory || !sums) {
         free(memory);
         free(sums);
         return st_fail(err, ST_ENOMEM, "no memory to measure with: %zu bytes", bytes);
     }
+    (void)madvise(memory, bytes, MADV_HUGEPAGE); /* as packed weights have it */
     memset(memory, 0, bytes);
     out->float_one = compute_peak(NULL, 1, k->peak_float);
     out->float_all = compute_peak(pool, threads, k->peak_float);

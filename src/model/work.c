@@ -1,6 +1,7 @@
 /* Working memory of a step: one allocation, cut into the arrays of st_work. Measured first, then
  * cut, by the same list, so that the two cannot disagree. */
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "base/checked.h"
 #include "model/model_impl.h"
@@ -115,13 +116,17 @@ st_status st_work_init(st_model *m, st_error *err)
 {
     cutter c = {0};
     cut_all(m, &c, &m->work);
-    if (c.overflow || c.at > SIZE_MAX / 2 || posix_memalign(&m->work.memory, 64, c.at)) {
+    const size_t page = 2 << 20; /* rows lie far apart: large pages where there are some */
+    size_t align = c.at < page ? 64 : page;
+    if (c.overflow || c.at > SIZE_MAX / 2 || posix_memalign(&m->work.memory, align, c.at)) {
         m->work.memory = NULL;
         return st_fail(err, ST_ENOMEM,
                        "no memory for the working arrays of steps of %d tokens: lower the number "
                        "of tokens a step",
                        m->max_batch_tokens);
     }
+    if (align == page)
+        (void)madvise(m->work.memory, c.at / page * page, MADV_HUGEPAGE);
     c = (cutter){.base = m->work.memory};
     cut_all(m, &c, &m->work);
     return ST_OK;

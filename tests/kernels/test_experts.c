@@ -269,7 +269,7 @@ static void the_list_gives_the_bits_of_a_loop(void **state)
  * or waiting for one last task. */
 static void short_lists_end(void **state)
 {
-    enum { ROUNDS = 2000, EXPERTS = 5 };
+    enum { ROUNDS = 500, EXPERTS = 5 };
     const st_kernels *t = kt_tables[kt_n_tables - 1];
     st_pool *pool;
     st_ops *ops;
