@@ -207,3 +207,20 @@ st_status st_layers_load(st_model *m, st_weights *w, st_error *err)
             return s;
     return ST_OK;
 }
+
+st_status st_layers_measure(const st_checkpoint *ckpt, const st_kernels *k, size_t *bytes,
+                            st_error *err)
+{
+    st_model m = {.config = *st_checkpoint_config(ckpt), .ckpt = (st_checkpoint *)ckpt, .k = k};
+    st_weights *w = NULL;
+    st_status s = ST_ENOMEM;
+    if (!(m.arena = st_arena_new(0)))
+        return st_fail(err, s, "%s: no memory to look at its tensors", st_checkpoint_dir(ckpt));
+    if (!(s = st_weights_new(ckpt, k, m.arena, &w, err)))
+        s = st_layers_load(&m, w, err);
+    if (!s)
+        *bytes = st_weights_plan(w)->bytes;
+    st_weights_free(w);
+    st_arena_free(m.arena);
+    return s;
+}

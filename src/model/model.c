@@ -49,6 +49,11 @@ static st_status load_weights(st_model *m, const st_model_options *o, st_error *
     st_status status = st_weights_new(m->ckpt, m->k, m->arena, &w, err);
     if (!status)
         status = st_layers_load(m, w, err);
+    if (!status) {
+        size_t packed = st_weights_plan(w)->bytes;
+        status = st_model_memory_check(m->ckpt, packed, st_packs_in_file(&how, packed),
+                                       m->max_batch_tokens, m->max_outputs, o->memory_limit, err);
+    }
     if (!status)
         status = st_packs_make(st_weights_plan(w), &how, m->pool, &m->packs, err);
     st_weights_free(w);
@@ -75,8 +80,6 @@ st_status st_model_load(const st_model_options *opts, st_model **out, st_error *
     m->config = *st_checkpoint_config(m->ckpt);
     m->fingerprint = st_checkpoint_fingerprint(m->ckpt);
     if ((status = set_limits(m, opts, err)) || (status = st_rope_init(&m->rope, &m->config, err)) ||
-        (status = st_model_memory_check(m->ckpt, m->max_batch_tokens, m->max_outputs,
-                                        opts->memory_limit, err)) ||
         (status = st_kernels_select(opts->kernels, &m->k, err)) ||
         (status = st_pool_new(opts->n_threads, true, &m->pool, err)))
         goto fail;

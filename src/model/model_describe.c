@@ -1,6 +1,7 @@
 /* `starling inspect`: what was understood of a checkpoint, as aligned text or as JSON. Parameters
  * are counted from the tensors themselves. */
 #include <inttypes.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +13,8 @@
 #include "model/checkpoint.h"
 #include "model/folder_file.h"
 #include "model/model_memory.h"
+#include "model/pack_cache.h"
+#include "model/weights.h"
 
 /* Steps the memory figure is given for: the engine's default. */
 #define BATCH_TOKENS 512
@@ -27,6 +30,10 @@ typedef struct facts {
     uint64_t kv_i8_bytes;
     const char *tokenizer; /* file name, or NULL */
     bool template;
+    const st_kernels *k;
+    st_error problem;     /* why it could not be loaded; no text: it could */
+    char packs[PATH_MAX]; /* the user's pack cache for it; "": packs are made in memory */
+    bool packs_there;
     st_memory_need need;
     st_memory_room room;
 } facts;
@@ -78,6 +85,25 @@ static bool has_template(const char *dir)
     return there;
 }
 
+/* Where packed weights will come from, and what all of it takes. */
+static st_status collect_memory(facts *f, const st_checkpoint *ckpt, st_error *err)
+{
+    const st_pack_choice usual = {0};
+    size_t packed = st_checkpoint_total_bytes(ckpt), size = 0;
+    st_status s = st_kernels_select(NULL, &f->k, err);
+    if (s)
+        return s;
+    if (st_layers_measure(ckpt, f->k, &packed, &f->problem) == ST_OK)
+        f->problem.text[0] = '\0';
+    if (!st_packs_in_file(&usual, packed) ||
+        st_pack_cache_path(NULL, ckpt, f->k, f->packs, sizeof f->packs, NULL))
+        f->packs[0] = '\0';
+    f->packs_there = f->packs[0] && st_pack_cache_exists(f->packs, ckpt, f->k, &size);
+    st_memory_read_room(0, &f->room);
+    return st_model_memory_predict(f->c, st_checkpoint_at(ckpt, 0), st_checkpoint_count(ckpt),
+                                   packed, f->packs[0], BATCH_TOKENS, BATCH_TOKENS, &f->need, err);
+}
+
 static st_status collect(facts *f, const st_checkpoint *ckpt, st_error *err)
 {
     const char *dir = st_checkpoint_dir(ckpt);
@@ -101,9 +127,7 @@ static st_status collect(facts *f, const st_checkpoint *ckpt, st_error *err)
                    : st_folder_file_exists(dir, "tokenizer.model") ? "tokenizer.model"
                                                                    : NULL;
     f->template = has_template(dir);
-    st_memory_read_room(0, &f->room);
-    return st_model_memory_predict(c, st_checkpoint_at(ckpt, 0), st_checkpoint_count(ckpt),
-                                   BATCH_TOKENS, BATCH_TOKENS, &f->need, err);
+    return collect_memory(f, ckpt, err);
 }
 
 /* --- text -------------------------------------------------------------------------------- */
@@ -204,15 +228,35 @@ static void put_memory(page *p, const facts *f)
         st_human_bytes(f->kv_bytes * (uint64_t)f->c->max_positions).s,
         st_human_bytes(f->kv_i8_bytes).s);
     label(p, "needs");
-    put(p, "%s without KV: weights %s, prepared %s, working %s (steps of %d tokens)\n",
-        st_human_bytes(f->need.total).s, st_human_bytes(f->need.weights).s,
-        st_human_bytes(f->need.prepared).s, st_human_bytes(f->need.working).s, BATCH_TOKENS);
+    put(p,
+        "%s without KV: packed weights %s, embedding %s, prepared %s, working %s (steps of %d "
+        "tokens)\n",
+        st_human_bytes(f->need.total).s, st_human_bytes(f->need.packed).s,
+        st_human_bytes(f->need.rows).s, st_human_bytes(f->need.prepared).s,
+        st_human_bytes(f->need.working).s, BATCH_TOKENS);
     st_error no = {0};
     bool fits = st_memory_fits("", &f->need, &f->room, &no) == ST_OK;
     label(p, "available");
     put(p, "%s: %s\n",
         f->room.available == SIZE_MAX ? "unknown" : st_human_bytes(f->room.available).s,
         fits ? "it fits" : "it does NOT fit");
+}
+
+/* Paths and errors may be longer than what put() takes. */
+static void put_packs(page *p, const facts *f)
+{
+    label(p, "packs");
+    put(p, "for %s, %s", f->k->name,
+        !f->packs[0]     ? "made in memory at every start"
+        : f->packs_there ? "kept in "
+                         : "will be kept in ");
+    if (p->status == ST_OK)
+        p->status = st_buf_printf(p->out, "%s\n", f->packs);
+    if (!f->problem.text[0])
+        return;
+    label(p, "problem");
+    if (p->status == ST_OK)
+        p->status = st_buf_printf(p->out, "%s\n", f->problem.text);
 }
 
 static void put_tensors(page *p, const facts *f)
@@ -269,6 +313,7 @@ static st_status describe_text(const facts *f, bool tensors, st_buf *out)
     put(&p, "%s; chat template: %s\n", f->tokenizer ? f->tokenizer : "none",
         f->template ? "yes" : "none");
     put_memory(&p, f);
+    put_packs(&p, f);
     if (tensors)
         put_tensors(&p, f);
     return p.status;
@@ -317,10 +362,13 @@ static json_t *memory_json(const facts *f)
 {
     st_error no = {0};
     json_t *o =
-        json_pack("{s:I, s:I, s:I, s:I, s:i, s:b}", "weights", (json_int_t)f->need.weights,
-                  "prepared", (json_int_t)f->need.prepared, "working", (json_int_t)f->need.working,
-                  "total", (json_int_t)f->need.total, "tokens_per_step", BATCH_TOKENS, "fits",
-                  st_memory_fits("", &f->need, &f->room, &no) == ST_OK);
+        json_pack("{s:I, s:I, s:I, s:I, s:I, s:i, s:b, s:s, s:s?, s:b, s:s?}", "packed",
+                  (json_int_t)f->need.packed, "embedding", (json_int_t)f->need.rows, "prepared",
+                  (json_int_t)f->need.prepared, "working", (json_int_t)f->need.working, "total",
+                  (json_int_t)f->need.total, "tokens_per_step", BATCH_TOKENS, "fits",
+                  st_memory_fits("", &f->need, &f->room, &no) == ST_OK, "kernels", f->k->name,
+                  "pack_cache", f->packs[0] ? f->packs : NULL, "packed_already", f->packs_there,
+                  "problem", f->problem.text[0] ? f->problem.text : NULL);
     if (f->room.available != SIZE_MAX)
         json_object_set_new(o, "available", json_integer((json_int_t)f->room.available));
     return o;

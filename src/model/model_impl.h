@@ -123,6 +123,7 @@ typedef struct st_step {
     st_kv_store *kv;
 } st_step;
 
+/* Looks at metadata, and reads norms and biases; st_weights_plan(w) then holds the rest. */
 ST_NODISCARD st_status st_layers_load(st_model *m, st_weights *w, st_error *err);
 ST_NODISCARD st_status st_work_init(st_model *m, st_error *err);
 

@@ -1,5 +1,5 @@
 /* Predicts a model's memory and refuses what cannot fit: see model_memory.h. The working arrays
- * are those of work.c, the prepared weights those of weights.c. */
+ * are those of work.c, the prepared vectors those of weights.c. */
 #include "model/model_memory.h"
 
 #include <stdio.h>
@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/human.h"
 #include "base/memory.h"
+#include "kernels/packed.h"
 
 /* A sum of products that remembers an overflow. */
 typedef struct sum {
@@ -30,49 +31,32 @@ static size_t at_least_0(int32_t n)
     return n > 0 ? (size_t)n : 0;
 }
 
-static bool ends_with(const char *s, const char *tail)
-{
-    size_t n = strlen(s), m = strlen(tail);
-    return n >= m && strcmp(s + n - m, tail) == 0;
-}
-
 /* --- prepared weights -------------------------------------------------------------------- */
 
-/* kv_b's key part transposed, in its own type; an INT8 kv_b is expanded to floats as well. */
-static void add_kv_b(sum *s, const st_model_config *c, const st_tensor *t)
-{
-    size_t size = t->dtype == ST_I8 ? sizeof(float) : st_dtype_size(t->dtype);
-    size_t keys = at_least_0(c->n_heads) * at_least_0(c->qk_nope_head_dim);
-    add(s, keys, at_least_0(c->kv_lora_rank), size);
-    if (t->dtype == ST_I8)
-        add(s, t->bytes, 1, sizeof(float));
-}
+static const char embedding[] = "model.embed_tokens.weight";
 
-static void add_prepared(sum *s, const st_model_config *c, const st_tensor *t)
+static void add_prepared(sum *s, const st_tensor *t)
 {
-    /* Tensor, name, slot in the name table, preparation item, share of the layers' tables. */
-    enum { PER_TENSOR = 512 };
+    /* Tensor, name, slot in the name table, item of the plan, share of the layers' tables. */
+    enum { PER_TENSOR = 640 };
     size_t size = st_dtype_size(t->dtype);
     add(s, 1, 1, PER_TENSOR);
-    if (t->rank == 1 || ends_with(t->name, ".weight_scale"))
+    if (t->rank == 1)
         add(s, t->bytes / size, 1, sizeof(float));
-    else if ((uintptr_t)t->data % size)
+    else if (strcmp(t->name, embedding) == 0 && (uintptr_t)t->data % size)
         add(s, t->bytes, 1, 1);
-    if (t->dtype == ST_I8 && t->rank == 2)
-        add(s, (size_t)t->shape[0], 1, sizeof(int32_t));
-    if (ends_with(t->name, ".kv_b_proj.weight"))
-        add_kv_b(s, c, t);
 }
 
 /* --- working arrays ---------------------------------------------------------------------- */
 
-/* Activation rows, with their int8 form and scale when some weight is INT8. */
-static void add_rows(sum *s, size_t rows, size_t width, bool i8)
+/* Activation rows, with their int8 form, scale and sums when some weight takes int8. */
+static void add_rows(sum *s, size_t rows, size_t width, bool int8)
 {
+    int32_t k = width < INT32_MAX ? (int32_t)width : INT32_MAX;
     add(s, rows, width, sizeof(float));
-    if (i8) {
-        add(s, rows, width, 1);
-        add(s, rows, 1, sizeof(float));
+    if (int8) {
+        add(s, rows, st_act_ldq(k), 1);
+        add(s, rows, 1 + st_act_sums(k), sizeof(float));
     }
 }
 
@@ -132,26 +116,32 @@ static void add_working(sum *s, const st_model_config *c, size_t t, size_t outpu
 }
 
 st_status st_model_memory_predict(const st_model_config *c, const st_tensor *t, size_t n,
-                                  int32_t max_batch_tokens, int32_t max_outputs,
-                                  st_memory_need *out, st_error *err)
+                                  size_t packed, bool shared, int32_t max_batch_tokens,
+                                  int32_t max_outputs, st_memory_need *out, st_error *err)
 {
-    sum weights = {0}, prepared = {0}, working = {0};
+    sum rows = {0}, prepared = {0}, working = {0};
     for (size_t i = 0; i < n; i++) {
         if (st_tensor_layer(t[i].name) >= c->n_layers)
             continue;
-        add(&weights, t[i].bytes, 1, 1);
-        add_prepared(&prepared, c, &t[i]);
+        if (strcmp(t[i].name, embedding) == 0)
+            add(&rows, t[i].bytes, 1, 1);
+        add_prepared(&prepared, &t[i]);
     }
     add_working(&working, c, at_least_0(max_batch_tokens), at_least_0(max_outputs));
     size_t total = 0;
-    if (weights.overflow || prepared.overflow || working.overflow ||
-        !st_add_size(weights.bytes, prepared.bytes, &total) ||
+    if (rows.overflow || prepared.overflow || working.overflow ||
+        !st_add_size(packed, rows.bytes, &total) || !st_add_size(total, prepared.bytes, &total) ||
         !st_add_size(total, working.bytes, &total))
         return st_fail(err, ST_EINVAL,
                        "the memory for steps of %d tokens and %d outputs is more than a number "
                        "holds",
                        max_batch_tokens, max_outputs);
-    *out = (st_memory_need){weights.bytes, prepared.bytes, working.bytes, total};
+    *out = (st_memory_need){.packed = packed,
+                            .rows = rows.bytes,
+                            .prepared = prepared.bytes,
+                            .working = working.bytes,
+                            .total = total,
+                            .shared = shared};
     return ST_OK;
 }
 
@@ -177,37 +167,40 @@ st_status st_memory_fits(const char *dir, const st_memory_need *need, const st_m
 {
     static const char advice[] = "choose a smaller or quantized checkpoint, or lower the tokens "
                                  "per step";
-    st_human total = st_human_bytes(need->total), weights = st_human_bytes(need->weights);
-    st_human prepared = st_human_bytes(need->prepared), working = st_human_bytes(need->working);
-    size_t own = need->prepared + need->working;
+    st_human total = st_human_bytes(need->total);
+    size_t own = need->packed + need->prepared + need->working;
+    char parts[256];
+    snprintf(parts, sizeof parts, "packed weights %s%s, embedding %s, prepared %s, working %s",
+             st_human_bytes(need->packed).s, need->shared ? " in a file" : "",
+             st_human_bytes(need->rows).s, st_human_bytes(need->prepared).s,
+             st_human_bytes(need->working).s);
     if (need->total > room->limit)
         return st_fail(err, ST_ENOMEM,
-                       "%s needs %s of memory (weights %s, prepared %s, working %s) but the limit "
-                       "set for the model is %s; raise it, %s",
-                       dir, total.s, weights.s, prepared.s, working.s,
-                       st_human_bytes(room->limit).s, advice);
+                       "%s needs %s of memory (%s) but the limit set for the model is %s; raise "
+                       "it, %s",
+                       dir, total.s, parts, st_human_bytes(room->limit).s, advice);
     if (need->total > room->available)
         return st_fail(err, ST_ENOMEM,
-                       "%s needs %s of memory (weights %s, prepared %s, working %s) but %s is "
-                       "available here; free memory or raise the container's limit, %s",
-                       dir, total.s, weights.s, prepared.s, working.s,
-                       st_human_bytes(room->available).s, advice);
+                       "%s needs %s of memory (%s) but %s is available here; free memory or raise "
+                       "the container's limit, %s",
+                       dir, total.s, parts, st_human_bytes(room->available).s, advice);
     if (own > room->address_space)
         return st_fail(err, ST_ENOMEM,
-                       "%s needs %s besides its weights but the address space limit (ulimit -v) "
-                       "leaves %s; raise it",
+                       "%s needs %s besides its mapped files but the address space limit (ulimit "
+                       "-v) leaves %s; raise it",
                        dir, st_human_bytes(own).s, st_human_bytes(room->address_space).s);
     return ST_OK;
 }
 
-st_status st_model_memory_check(const st_checkpoint *ckpt, int32_t max_batch_tokens,
-                                int32_t max_outputs, size_t memory_limit, st_error *err)
+st_status st_model_memory_check(const st_checkpoint *ckpt, size_t packed, bool shared,
+                                int32_t max_batch_tokens, int32_t max_outputs, size_t memory_limit,
+                                st_error *err)
 {
     st_memory_need need;
     st_memory_room room;
     st_status s = st_model_memory_predict(st_checkpoint_config(ckpt), st_checkpoint_at(ckpt, 0),
-                                          st_checkpoint_count(ckpt), max_batch_tokens, max_outputs,
-                                          &need, err);
+                                          st_checkpoint_count(ckpt), packed, shared,
+                                          max_batch_tokens, max_outputs, &need, err);
     if (s)
         return s;
     st_memory_read_room(memory_limit, &room);

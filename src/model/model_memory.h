@@ -1,26 +1,27 @@
-/* How much memory a model takes, predicted from its configuration and tensor list before any of it
- * is taken. */
+/* How much memory a model takes, predicted from its configuration and tensor list before anything
+ * large is taken. */
 #ifndef ST_MODEL_MEMORY_H
 #define ST_MODEL_MEMORY_H
 
 #include "model/checkpoint.h"
 
-/* Bytes. The mapped weights are pages of the files: the system may drop and read them again, but a
- * model whose weights do not stay in memory runs at the speed of the disk. */
+/* Bytes. Pages of files count like others: the system may drop and read them again, but a model
+ * whose weights do not stay in memory runs at the speed of the disk. */
 typedef struct st_memory_need {
-    size_t weights;  /* mapped and used: every tensor except those of MTP layers */
-    size_t prepared; /* float norms, biases and scales, row sums of INT8 weights, transposed kv_b,
-                        copies of misaligned tensors, tables of layers and tensors */
+    size_t packed;   /* weights as the kernels take them */
+    size_t rows;     /* the mapped embedding; nothing else of the files is read again */
+    size_t prepared; /* float norms and biases, tables of layers and tensors */
     size_t working;  /* a step's arrays, from max_batch_tokens and max_outputs */
     size_t total;
+    bool shared; /* packed lies in a file that engines of this machine share */
 } st_memory_need;
 
-/* From n tensors at t. max_batch_tokens and max_outputs as in st_model_options, resolved.
- * ST_EINVAL when the sum overflows. */
+/* From n tensors at t and the size of the packs (st_layers_measure). max_batch_tokens and
+ * max_outputs as in st_model_options, resolved. ST_EINVAL when the sum overflows. */
 ST_NODISCARD st_status st_model_memory_predict(const st_model_config *c, const st_tensor *t,
-                                               size_t n, int32_t max_batch_tokens,
-                                               int32_t max_outputs, st_memory_need *out,
-                                               st_error *err);
+                                               size_t n, size_t packed, bool shared,
+                                               int32_t max_batch_tokens, int32_t max_outputs,
+                                               st_memory_need *out, st_error *err);
 
 /* What there is: each SIZE_MAX when unlimited or unknown. */
 typedef struct st_memory_room {
@@ -36,8 +37,8 @@ ST_NODISCARD st_status st_memory_fits(const char *dir, const st_memory_need *nee
 void st_memory_read_room(size_t limit, st_memory_room *room);
 
 /* All of it, for st_model_load: predicts, reads, decides. */
-ST_NODISCARD st_status st_model_memory_check(const st_checkpoint *ckpt, int32_t max_batch_tokens,
-                                             int32_t max_outputs, size_t memory_limit,
-                                             st_error *err);
+ST_NODISCARD st_status st_model_memory_check(const st_checkpoint *ckpt, size_t packed, bool shared,
+                                             int32_t max_batch_tokens, int32_t max_outputs,
+                                             size_t memory_limit, st_error *err);
 
 #endif

@@ -161,16 +161,20 @@ static st_status from_file(const char *path, const st_pack_plan *p, const st_pac
     }
 }
 
+bool st_packs_in_file(const st_pack_choice *how, size_t bytes)
+{
+    size_t least = how->cache_least ? how->cache_least : (size_t)LEAST_MIB << 20;
+    return bytes >= least && !(how->cache && strcmp(how->cache, "none") == 0);
+}
+
 st_status st_packs_make(const st_pack_plan *p, const st_pack_choice *how, st_pool *pool,
                         st_packs *out, st_error *err)
 {
     char path[PATH_MAX];
     st_error why = {0};
-    size_t least = how->cache_least ? how->cache_least : (size_t)LEAST_MIB << 20;
-    bool in_memory = p->bytes < least || (how->cache && strcmp(how->cache, "none") == 0);
     st_status status;
     *out = (st_packs){0};
-    if (in_memory) {
+    if (!st_packs_in_file(how, p->bytes)) {
         status = make_in_memory(p, how, pool, out, err);
     } else {
         status = st_pack_cache_path(how->cache, p->ckpt, p->k, path, sizeof path, &why);

@@ -23,6 +23,8 @@ typedef struct st_pack_choice {
     void *notice_user;
 } st_pack_choice;
 
+/* Whether so many bytes of packs are to come from a file. */
+bool st_packs_in_file(const st_pack_choice *how, size_t bytes);
 /* Makes or maps everything in the plan, checks what must be checked, and binds the plan. Only what
  * is wrong with the checkpoint or with memory is an error; what is wrong with the cache is a
  * notice. */

@@ -54,4 +54,8 @@ ST_NODISCARD st_status st_weights_kv_b(st_weights *w, const char *name, int32_t 
 /* All that is to be packed; owned by w. */
 const st_pack_plan *st_weights_plan(const st_weights *w);
 
+/* Bytes that the packs of a whole checkpoint take. Fails where loading would (layers_load.c). */
+ST_NODISCARD st_status st_layers_measure(const st_checkpoint *ckpt, const st_kernels *k,
+                                         size_t *bytes, st_error *err);
+
 #endif

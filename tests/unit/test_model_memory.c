@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "model/model_memory.h"
+#include "model/weights.h"
 
 static const st_model_config mla = {.hidden_size = 100,
                                     .n_layers = 1,
@@ -32,9 +33,10 @@ static st_memory_need predict(const st_model_config *c, const st_tensor *t, size
 {
     st_memory_need need;
     st_error err = {0};
-    if (st_model_memory_predict(c, t, n, batch, batch, &need, &err))
+    if (st_model_memory_predict(c, t, n, 1000, false, batch, batch, &need, &err))
         fail_msg("%s", err.text);
-    assert_int_equal(need.total, need.weights + need.prepared + need.working);
+    assert_int_equal(need.packed, 1000);
+    assert_int_equal(need.total, need.packed + need.rows + need.prepared + need.working);
     return need;
 }
 
@@ -44,29 +46,27 @@ static size_t prepared_beyond(const st_model_config *c, st_tensor t)
     return predict(c, &t, 1, 1).prepared - predict(c, &plain, 1, 1).prepared;
 }
 
-static void weights_without_the_mtp_layers(void **state)
+static void only_the_embedding_is_read_where_it_lies(void **state)
 {
     (void)state;
     st_tensor t[] = {tensor("model.layers.0.a", ST_BF16, 10, 10, NULL),
+                     tensor("model.embed_tokens.weight", ST_BF16, 30, 10, NULL),
                      tensor("model.layers.1.eh_proj.weight", ST_BF16, 1000, 10, NULL),
                      tensor("lm_head.weight", ST_F32, 5, 10, NULL)};
-    assert_int_equal(predict(&mla, t, 3, 1).weights, 200 + 200);
+    assert_int_equal(predict(&mla, t, 4, 1).rows, 600);
 }
 
 static void what_is_prepared_from_each_kind_of_tensor(void **state)
 {
     (void)state;
     static const char aligned[16] __attribute__((aligned(16)));
+    const char *embedding = "model.embed_tokens.weight";
     assert_int_equal(prepared_beyond(&mla, tensor("n", ST_BF16, 50, 0, aligned)), 200);
-    assert_int_equal(prepared_beyond(&mla, tensor("w", ST_BF16, 5, 7, aligned)), 0);
-    assert_int_equal(prepared_beyond(&mla, tensor("w", ST_BF16, 5, 7, aligned + 1)), 70);
-    assert_int_equal(prepared_beyond(&mla, tensor("w.weight", ST_I8, 5, 7, aligned + 1)), 20);
-    assert_int_equal(prepared_beyond(&mla, tensor("w.weight_scale", ST_F32, 5, 1, aligned)), 20);
-    /* 4 heads x 16 keys x 32, in BF16; INT8: in floats, and all 128 rows as floats first */
-    st_tensor kv_b = tensor("model.layers.0.self_attn.kv_b_proj.weight", ST_BF16, 128, 32, aligned);
-    assert_int_equal(prepared_beyond(&mla, kv_b), 4 * 16 * 32 * 2);
-    kv_b = tensor("model.layers.0.self_attn.kv_b_proj.weight", ST_I8, 128, 32, aligned);
-    assert_int_equal(prepared_beyond(&mla, kv_b), 4 * 16 * 32 * 4 + 128 * 32 * 4 + 128 * 4);
+    assert_int_equal(prepared_beyond(&mla, tensor("w.weight", ST_I8, 5, 7, aligned + 1)), 0);
+    assert_int_equal(prepared_beyond(&mla, tensor(embedding, ST_BF16, 5, 7, aligned)), 0);
+    assert_int_equal(prepared_beyond(&mla, tensor(embedding, ST_BF16, 5, 7, aligned + 1)), 70);
+    st_tensor mtp = tensor("model.layers.1.n", ST_BF16, 50, 0, aligned);
+    assert_int_equal(predict(&mla, &mtp, 1, 1).prepared, 0);
 }
 
 static void working_memory_grows_with_the_step(void **state)
@@ -93,10 +93,10 @@ static void sums_that_overflow_are_refused(void **state)
     huge.experts_per_token = 256;
     huge.moe_intermediate_size = 1 << 20;
     st_tensor t = tensor("a", ST_F32, 1, 1, NULL);
-    t.bytes = SIZE_MAX - 10;
     st_memory_need need;
     st_error err = {0};
-    assert_int_equal(st_model_memory_predict(&huge, &t, 1, INT32_MAX, INT32_MAX, &need, &err),
+    assert_int_equal(st_model_memory_predict(&huge, &t, 1, SIZE_MAX - 10, true, INT32_MAX,
+                                             INT32_MAX, &need, &err),
                      ST_EINVAL);
     assert_non_null(strstr(err.text, "steps of 2147483647 tokens"));
 }
@@ -105,21 +105,26 @@ static void what_cannot_fit_is_refused_with_both_numbers(void **state)
 {
     (void)state;
     const size_t gib = (size_t)1 << 30;
-    st_memory_need need = {700 * gib, 10 * gib, 2 * gib, 712 * gib};
+    st_memory_need need = {.packed = 690 * gib,
+                           .rows = 10 * gib,
+                           .prepared = 10 * gib,
+                           .working = 2 * gib,
+                           .total = 712 * gib,
+                           .shared = true};
     static const struct {
         st_memory_room room;
         const char *text; /* NULL: fits */
     } rows[] = {
         {{SIZE_MAX, SIZE_MAX, SIZE_MAX}, NULL},
-        {{(size_t)712 << 30, (size_t)712 << 30, (size_t)12 << 30}, NULL},
+        {{(size_t)712 << 30, (size_t)712 << 30, (size_t)702 << 30}, NULL},
         {{((size_t)712 << 30) - 1, SIZE_MAX, SIZE_MAX},
          "but the limit set for the model is 712 GiB"},
         {{SIZE_MAX, (size_t)24 << 30, SIZE_MAX},
-         "M needs 712 GiB of memory (weights 700 GiB, prepared 10.0 GiB, working 2.00 GiB) but "
-         "24.0 "
-         "GiB is available here"},
-        {{SIZE_MAX, SIZE_MAX, ((size_t)12 << 30) - 1},
-         "needs 12.0 GiB besides its weights but the"},
+         "M needs 712 GiB of memory (packed weights 690 GiB in a file, embedding 10.0 GiB, "
+         "prepared "
+         "10.0 GiB, working 2.00 GiB) but 24.0 GiB is available here"},
+        {{SIZE_MAX, SIZE_MAX, ((size_t)702 << 30) - 1},
+         "needs 702 GiB besides its mapped files but the"},
     };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         st_error err = {0};
@@ -152,15 +157,23 @@ static void the_lexicon_takes_what_was_predicted(void **state)
 {
     (void)state;
     static const char *const kinds[] = {"bf16", "int8"};
+    const st_kernels *k;
+    st_error err = {0};
+    assert_int_equal(st_kernels_select(NULL, &k, &err), ST_OK);
     for (int i = 0; i < 2; i++) {
         char dir[600];
+        size_t packed;
         snprintf(dir, sizeof dir, ST_SOURCE_ROOT "/models/lexicon/%s", kinds[i]);
         st_model_options opts = {.dir = dir, .max_batch_tokens = 512, .n_threads = 1};
         st_checkpoint *c;
-        st_error err = {0};
+        st_memory_need need;
         assert_int_equal(st_checkpoint_open(dir, &c, &err), ST_OK);
-        st_memory_need need =
-            predict(st_checkpoint_config(c), st_checkpoint_at(c, 0), st_checkpoint_count(c), 512);
+        assert_int_equal(st_layers_measure(c, k, &packed, &err), ST_OK);
+        assert_true(packed > (size_t)16 << 20 && packed < (size_t)60 << 20);
+        assert_int_equal(st_model_memory_predict(st_checkpoint_config(c), st_checkpoint_at(c, 0),
+                                                 st_checkpoint_count(c), packed, false, 512, 512,
+                                                 &need, &err),
+                         ST_OK);
         st_checkpoint_free(c);
         size_t before = heap();
         st_model *m;
@@ -182,7 +195,7 @@ static void the_lexicon_takes_what_was_predicted(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(weights_without_the_mtp_layers),
+        cmocka_unit_test(only_the_embedding_is_read_where_it_lies),
         cmocka_unit_test(what_is_prepared_from_each_kind_of_tensor),
         cmocka_unit_test(working_memory_grows_with_the_step),
         cmocka_unit_test(sums_that_overflow_are_refused),
