@@ -88,6 +88,8 @@ typedef struct st_model_options {
     int32_t n_threads;     /* 0: all */
     const char *kernels;   /* NULL: STARLING_CPU, else the best */
     size_t memory_limit;   /* bytes the model may take; 0: what the machine has available */
+    size_t screen_least;   /* bytes of a head in 16 bits from which on st_batch.output_best
+                              saves anything; 0: 16 MiB */
     st_progress_fn *progress; /* may be NULL */
     void *progress_user;
     /* Weights are packed for the kernels when a model is loaded. Where packs are kept for the next
@@ -152,6 +154,10 @@ typedef struct st_batch {
     const st_batch_seq *seqs; /* cover the rows in order, without gaps */
     int32_t n_outputs;
     const int32_t *output_rows; /* [n_outputs]: rows whose logits are wanted */
+    /* [n_outputs]: how many of the row's largest logits decide what it is for; the others may be
+     * -FLT_MAX instead, which saves reading most of a large head. 0: all are wanted. NULL: of all
+     * rows. */
+    const int32_t *output_best;
     /* [n_outputs], filled: true where a row's logits are not all finite, so that the caller can
      * fail that request alone. NULL: such a row fails the call with ST_EFORMAT. */
     bool *output_bad;

@@ -19,6 +19,7 @@ typedef struct runner {
     int32_t *table;  /* [batch][blocks_each]: every sequence has its own blocks */
     int32_t *tokens; /* [STEP or batch] */
     int32_t *rows;
+    int32_t *best;      /* [batch] ones: as a greedy request */
     st_batch_seq *seqs; /* [batch] */
     float *logits;
     int32_t blocks_each;
@@ -49,7 +50,8 @@ static st_status prompt_step(runner *r, int32_t n, int32_t pos, int32_t count)
                       .n_seqs = 1,
                       .seqs = r->seqs,
                       .n_outputs = 1,
-                      .output_rows = r->rows};
+                      .output_rows = r->rows,
+                      .output_best = r->best};
     return st_model_forward(r->m, &batch, r->kv, r->logits, r->err);
 }
 
@@ -83,7 +85,8 @@ static st_status generate_step(runner *r, int32_t n, int32_t pos)
                       .n_seqs = n,
                       .seqs = r->seqs,
                       .n_outputs = n,
-                      .output_rows = r->rows};
+                      .output_rows = r->rows,
+                      .output_best = r->best};
     return st_model_forward(r->m, &batch, r->kv, r->logits, r->err);
 }
 
@@ -222,10 +225,13 @@ static st_status prepare(runner *r, st_error *err)
     r->table = malloc(entries * sizeof *r->table);
     r->tokens = malloc(width * sizeof *r->tokens);
     r->rows = malloc(width * sizeof *r->rows);
+    r->best = malloc((size_t)o->batch * sizeof *r->best);
     r->seqs = malloc((size_t)o->batch * sizeof *r->seqs);
     r->logits = malloc((size_t)o->batch * (size_t)c->vocab_size * sizeof *r->logits);
-    if (!r->table || !r->tokens || !r->rows || !r->seqs || !r->logits)
+    if (!r->table || !r->tokens || !r->rows || !r->best || !r->seqs || !r->logits)
         return st_fail(err, ST_ENOMEM, "no memory for a batch of %d", o->batch);
+    for (int32_t i = 0; i < o->batch; i++)
+        r->best[i] = 1;
     for (size_t i = 0; i < entries; i++)
         r->table[i] = (int32_t)(i < (size_t)blocks ? i : 0);
     int32_t next = r->blocks_each;
@@ -265,6 +271,7 @@ st_status st_bench_model(st_bench *b, const st_bench_model_options *options, st_
         s = bench_all(&r);
     free(r.logits);
     free(r.seqs);
+    free(r.best);
     free(r.rows);
     free(r.tokens);
     free(r.table);

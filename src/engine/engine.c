@@ -378,11 +378,12 @@ static st_status make_buffers(st_engine *e, st_error *err)
     e->seqs = calloc(seqs, sizeof *e->seqs);
     e->output_rows = calloc(seqs, sizeof *e->output_rows);
     e->output_seqs = calloc(seqs, sizeof(st_seq *));
+    e->output_best = calloc(seqs, sizeof *e->output_best);
     e->output_bad = calloc(seqs, sizeof *e->output_bad);
     e->announce = calloc(seqs, sizeof *e->announce);
     e->logits = calloc(seqs * (size_t)e->config->vocab_size, sizeof *e->logits);
     if (!e->running || !e->sched || !e->chunk || !e->tokens || !e->seqs || !e->output_rows ||
-        !e->output_seqs || !e->output_bad || !e->announce || !e->logits ||
+        !e->output_seqs || !e->output_best || !e->output_bad || !e->announce || !e->logits ||
         st_seq_table_init(&e->table, min_i32(e->max_waiting, 1 << 16)) != ST_OK)
         return st_fail(err, ST_ENOMEM, "engine: out of memory for %d sequences of %d logits each",
                        e->limits.max_seqs, e->config->vocab_size);
@@ -461,6 +462,7 @@ void st_engine_free(st_engine *e)
     free(e->seqs);
     free(e->output_rows);
     free(e->output_seqs);
+    free(e->output_best);
     free(e->output_bad);
     free(e->announce);
     free(e->logits);

@@ -41,6 +41,7 @@ struct st_engine {
     st_batch_seq *seqs;   /* [max_seqs] */
     int32_t *output_rows; /* [max_seqs] */
     st_seq **output_seqs; /* [max_seqs] */
+    int32_t *output_best; /* [max_seqs] */
     bool *output_bad;     /* [max_seqs] */
     float *logits;        /* [max_seqs, vocab] */
     st_engine_stats now;  /* copied to stats when somebody may look */

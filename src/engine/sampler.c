@@ -409,6 +409,13 @@ static void fill_logprobs(const float *l, int32_t n, float max, int32_t want, st
 /* vLLM takes temperatures below this for greedy, too: 1/t would overflow. */
 #define GREEDY_BELOW 1e-5f
 
+int32_t st_sampler_decided_by(const st_sampling *p, const st_sample_context *ctx)
+{
+    if (p->logprobs >= 0 || changes_logits(p, ctx))
+        return 0;
+    return p->temperature < GREEDY_BELOW ? 1 : p->top_k > 0 ? p->top_k : 0;
+}
+
 st_status st_sampler_run(st_sampler *s, const float *logits, const st_sampling *p,
                          const st_sample_context *ctx, st_sample *out, st_error *err)
 {

@@ -34,6 +34,10 @@ ST_NODISCARD st_status st_sampler_run(st_sampler *s, const float *logits,
                                       const st_sampling *sampling, const st_sample_context *ctx,
                                       st_sample *out, st_error *err);
 
+/* How many of the largest logits decide the token, when it is less than all of them; else 0. With
+ * the others at -FLT_MAX st_sampler_run gives the same sample. */
+int32_t st_sampler_decided_by(const st_sampling *sampling, const st_sample_context *ctx);
+
 /* The draw: uniform in [0, 1), 53 bits, from a counter-based generator. */
 double st_sampler_uniform(uint64_t seed, uint64_t index);
 

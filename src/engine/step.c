@@ -195,6 +195,15 @@ static void plan_waiting(st_engine *e, int32_t tokens_left)
 
 /* ---- running ---- */
 
+static st_sample_context context_of(const st_engine *e, const st_seq *seq)
+{
+    return (st_sample_context){.tokens = seq->tokens,
+                               .n_prompt = seq->n_prompt,
+                               .n_tokens = seq->n_tokens,
+                               .eos_ids = e->config->eos_ids,
+                               .n_eos = e->config->n_eos};
+}
+
 /* Lays the running requests' chunks out as one batch. */
 static st_batch build_batch(st_engine *e)
 {
@@ -203,6 +212,7 @@ static st_batch build_batch(st_engine *e)
     st_batch b = {.tokens = e->tokens,
                   .seqs = e->seqs,
                   .output_rows = e->output_rows,
+                  .output_best = e->output_best,
                   .output_bad = e->output_bad};
     e->n_announce = 0;
     for (int32_t i = 0; i < e->n_running; i++) {
@@ -220,7 +230,9 @@ static st_batch build_batch(st_engine *e)
                                              .expanded_until = seq->expanded_until};
         b.n_tokens += seq->chunk;
         if (seq->n_computed + seq->chunk == seq->n_tokens) {
+            st_sample_context ctx = context_of(e, seq);
             e->output_seqs[b.n_outputs] = seq;
+            e->output_best[b.n_outputs] = st_sampler_decided_by(&seq->sampling, &ctx);
             e->output_rows[b.n_outputs++] = b.n_tokens - 1;
         }
     }
@@ -299,11 +311,7 @@ static st_finish why_finished(const st_engine *e, const st_seq *seq, int32_t tok
 
 static void emit(st_engine *e, st_seq *seq, const float *logits)
 {
-    st_sample_context ctx = {.tokens = seq->tokens,
-                             .n_prompt = seq->n_prompt,
-                             .n_tokens = seq->n_tokens,
-                             .eos_ids = e->config->eos_ids,
-                             .n_eos = e->config->n_eos};
+    st_sample_context ctx = context_of(e, seq);
     st_sample sample;
     st_error err;
     st_token_event event = {.token = -1};

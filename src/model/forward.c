@@ -242,6 +242,23 @@ static void check_task(void *arg, size_t task, int worker)
     r->m->work.bad[task] = bad;
 }
 
+/* The best logits of every row alone; false: all must be computed. */
+static bool run_screened(st_model *m, const st_batch *b, float *logits)
+{
+    if (!m->screen || !b->output_best || b->n_outputs > ST_SCREEN_ROWS)
+        return false;
+    for (int32_t i = 0; i < b->n_outputs; i++)
+        if (b->output_best[i] < 1 || b->output_best[i] > ST_SCREEN_BEST)
+            return false;
+    st_act a = st_rows_act(&m->work.last, 0, b->n_outputs);
+    if (!st_op_screened(m->ops, m->screen, &a, b->output_best, logits,
+                        (size_t)m->config.vocab_size))
+        return false;
+    if (b->output_bad) /* with a logit that is not finite the screen gives up */
+        memset(b->output_bad, 0, (size_t)b->n_outputs * sizeof *b->output_bad);
+    return true;
+}
+
 static st_status run_head(st_model *m, const st_step *s, float *logits, st_error *err)
 {
     const st_batch *b = s->batch;
@@ -250,6 +267,8 @@ static st_status run_head(st_model *m, const st_step *s, float *logits, st_error
         return ST_OK;
     row_run run = {.m = m, .s = s, .n = b->n_outputs};
     run_rows(&run, ST_OP_NORM, last_norm_task, m->config.hidden_size);
+    if (run_screened(m, b, logits))
+        return ST_OK;
     st_matmul_job job = st_linear_job(&m->head, st_rows_act(&w->last, 0, b->n_outputs), logits,
                                       (size_t)m->config.vocab_size);
     st_op_matmul(m->ops, &job, 1);

@@ -182,6 +182,23 @@ static st_status load_layer(loader *l, st_layer *y)
     return y->is_moe ? load_moe(l, y) : load_mlp(l, "mlp", c->intermediate_size, y, &y->mlp);
 }
 
+/* A head of floats that does not fit in caches gets a screen. */
+static st_status load_screen(loader *l)
+{
+    enum { LEAST = 16 << 20 };
+    st_model *m = l->m;
+    const st_model_config *c = &m->config;
+    size_t least = m->screen_least ? m->screen_least : LEAST;
+    m->screened = !st_weight_takes_int8(m->head.w.type) && m->head.w.type != ST_WEIGHT_F8 &&
+                  !m->head.bias &&
+                  (size_t)c->vocab_size * (size_t)c->hidden_size * sizeof(uint16_t) >= least;
+    if (!m->screened)
+        return ST_OK;
+    return st_weights_screen(
+        l->w, c->tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", c->vocab_size,
+        c->hidden_size, &m->screen_approx, &m->screen_bound, l->err);
+}
+
 st_status st_layers_load(st_model *m, st_weights *w, st_error *err)
 {
     const st_model_config *c = &m->config;
@@ -199,7 +216,9 @@ st_status st_layers_load(st_model *m, st_weights *w, st_error *err)
                           : linear(&l, "lm_head", c->vocab_size, c->hidden_size, false, &m->head);
     if (s)
         return s;
-    m->quantize_last = st_takes_int8(&m->head);
+    if ((s = load_screen(&l)))
+        return s;
+    m->quantize_last = st_takes_int8(&m->head) || m->screened;
     if (!(m->layers = allocate(&l, (size_t)c->n_layers, sizeof *m->layers)))
         return ST_ENOMEM;
     for (l.layer = 0; l.layer < c->n_layers; l.layer++)

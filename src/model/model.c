@@ -84,6 +84,7 @@ st_status st_model_load(const st_model_options *opts, st_model **out, st_error *
         (status = st_pool_new(opts->n_threads, true, &m->pool, err)))
         goto fail;
     m->shape = attention_shape(&m->config);
+    m->screen_least = opts->screen_least;
     if ((status = st_ops_new(m->k, m->pool, &m->shape, &m->ops, err)) ||
         (status = prepare_expanded(m, err)))
         goto fail;
@@ -92,6 +93,9 @@ st_status st_model_load(const st_model_options *opts, st_model **out, st_error *
         goto fail;
     }
     if ((status = load_weights(m, opts, err)) || (status = st_work_init(m, err)))
+        goto fail;
+    if (m->screened && (status = st_screen_new(&m->head.w, &m->screen_approx, &m->screen_bound,
+                                               m->k, &m->screen, err)))
         goto fail;
     *out = m;
     return ST_OK;
@@ -104,6 +108,7 @@ void st_model_free(st_model *m)
 {
     if (!m)
         return;
+    st_screen_free(m->screen);
     free(m->work.memory);
     st_packs_free(&m->packs);
     st_arena_free(m->arena);

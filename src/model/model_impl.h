@@ -4,6 +4,7 @@
 #define ST_MODEL_IMPL_H
 
 #include "kernels/ops_experts.h"
+#include "kernels/ops_screen.h"
 #include "model/checkpoint.h"
 #include "model/packs.h"
 #include "model/rope.h"
@@ -110,6 +111,11 @@ struct st_model {
     st_row_table embed;
     st_linear head;
     bool quantize_last;
+    /* Whether the best logits can be had without the others, and how (kernels/ops_screen.h). */
+    bool screened;
+    size_t screen_least; /* of st_model_options */
+    st_packed screen_approx, screen_bound;
+    st_screen *screen;
     const float *final_norm;
     st_layer *layers;
     st_work work;

@@ -33,7 +33,9 @@ static size_t attention_bytes(const st_model *m, const st_layer *l)
 
 size_t st_model_active_bytes(const st_model *m)
 {
-    size_t n = matrix_bytes(m, &m->head.w);
+    /* As for a greedy token: the screen instead of the head it stands for. */
+    size_t n = m->screened ? matrix_bytes(m, &m->screen_approx) + matrix_bytes(m, &m->screen_bound)
+                           : matrix_bytes(m, &m->head.w);
     for (int32_t i = 0; i < m->config.n_layers; i++) {
         const st_layer *l = &m->layers[i];
         n += attention_bytes(m, l);

@@ -54,6 +54,11 @@ ST_NODISCARD st_status st_weight_source_float(const st_checkpoint *c, const char
 void st_weight_source_slice(const st_weight_source *base, int32_t first, int32_t n, bool transposed,
                             st_weight_source *out);
 
+/* The INT8 copy [n, k] of base (floats) and its bounds [n, 2], for kernels/ops_screen.h. base must
+ * stay where it is. */
+void st_weight_source_screen(const st_weight_source *base, st_weight_source *approx,
+                             st_weight_source *bound);
+
 size_t st_weight_source_scratch(const st_weight_source *s, int32_t n_rows);
 /* reader->read, and every float (weights and scales) is finite. */
 ST_NODISCARD st_status st_weight_source_read(const st_weight_source *s, int32_t r0, int32_t r1,

@@ -131,6 +131,25 @@ st_status st_weights_table(st_weights *w, const char *name, int32_t n, int32_t k
     return add(w, name, &source, NULL, err);
 }
 
+st_status st_weights_screen(st_weights *w, const char *name, int32_t n, int32_t k,
+                            st_packed *approx, st_packed *bound, st_error *err)
+{
+    void *mem = NULL;
+    char full[320];
+    if (allocate(w, 1, sizeof(st_weight_source), &mem, err))
+        return ST_ENOMEM;
+    st_weight_source *base = mem, source[2]; /* these point to base */
+    st_status status = st_weight_source_float(w->ckpt, name, n, k, base, err);
+    if (status)
+        return status;
+    st_weight_source_screen(base, &source[0], &source[1]);
+    snprintf(full, sizeof full, "%s, screen", name);
+    if ((status = add(w, full, &source[0], approx, err)))
+        return status;
+    snprintf(full, sizeof full, "%s, screen's bounds", name);
+    return add(w, full, &source[1], bound, err);
+}
+
 st_status st_weights_kv_b(st_weights *w, const char *name, int32_t n_heads, int32_t nope, int32_t v,
                           int32_t kv_lora, st_packed *uk, st_packed *wk, st_packed *uv,
                           st_error *err)

@@ -51,6 +51,11 @@ ST_NODISCARD st_status st_weights_kv_b(st_weights *w, const char *name, int32_t 
                                        int32_t nope, int32_t v, int32_t kv_lora, st_packed *uk,
                                        st_packed *wk, st_packed *uv, st_error *err);
 
+/* For a matrix of floats that st_weights_float or st_weights_linear has taken, under its full name:
+ * what finds its largest outputs (kernels/ops_screen.h). */
+ST_NODISCARD st_status st_weights_screen(st_weights *w, const char *name, int32_t n, int32_t k,
+                                         st_packed *approx, st_packed *bound, st_error *err);
+
 /* All that is to be packed; owned by w. */
 const st_pack_plan *st_weights_plan(const st_weights *w);
 

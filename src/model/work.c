@@ -104,7 +104,7 @@ static void cut_all(const st_model *m, cutter *c, st_work *w)
     w->experts = cut(c, (size_t)m->config.n_experts + 1, 1, sizeof(st_expert_job));
     if (m->config.n_experts)
         cut_experts(m, c, w, t);
-    w->last = cut_rows(c, (size_t)m->max_outputs, m->config.hidden_size, m->any_int8);
+    w->last = cut_rows(c, (size_t)m->max_outputs, m->config.hidden_size, m->quantize_last);
     w->seqs = cut(c, t, 1, sizeof(st_attn_seq));
     w->expanded_seqs = cut(c, t, 1, sizeof(st_attn_seq));
     w->expanded = cut(c, t, 1, sizeof(bool));

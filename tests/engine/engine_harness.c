@@ -62,8 +62,11 @@ st_model *harness_model(const char *name, int n_threads)
             return models[i].model;
     char dir[1024];
     snprintf(dir, sizeof dir, "%s/models/lexicon/%s", source_root(), name);
-    st_model_options o = {
-        .dir = dir, .max_batch_tokens = 512, .max_outputs = 64, .n_threads = n_threads};
+    st_model_options o = {.dir = dir,
+                          .max_batch_tokens = 512,
+                          .max_outputs = 64,
+                          .n_threads = n_threads,
+                          .screen_least = 1};
     st_error err = {0};
     st_model *m;
     if (st_model_load(&o, &m, &err) != ST_OK)

@@ -122,6 +122,36 @@ static void other_weights_and_kv_types(void **state)
 }
 
 /* Few blocks: requests are preempted in the middle of their answers and computed again. */
+/* Without log-probabilities a greedy or top-k choice has its few best logits alone computed. */
+static void the_best_logits_are_enough(void **state)
+{
+    (void)state;
+    st_engine_options o = {.kv_dtype = ST_BF16};
+    st_engine *e = make_engine(harness_model("bf16", 2), &o);
+    for (int i = 0; i < N_GOLDEN; i++)
+        for (int all = 0; all < 2; all++) {
+            st_request r = greedy_request(goldens[i].prompt, goldens[i].n_prompt, 24);
+            r.sampling.logprobs = all ? 0 : -1;
+            r.sampling.ignore_eos = true;
+            if (i % 2) {
+                r.sampling.temperature = 1.5f;
+                r.sampling.top_k = 1 + 8 * i;
+                r.sampling.seed = 7;
+            }
+            submit(e, &r, &(all ? expected : got)[i]);
+            if (i % 3)
+                recorder_wait(&(all ? expected : got)[i]); /* alone, or with others */
+        }
+    for (int i = 0; i < N_GOLDEN; i++) {
+        recorder_wait(&got[i]);
+        recorder_wait(&expected[i]);
+        assert_int_equal(got[i].n, expected[i].n);
+        assert_memory_equal(got[i].tokens, expected[i].tokens,
+                            (size_t)got[i].n * sizeof got[i].tokens[0]);
+    }
+    free_engine(e);
+}
+
 static void preemption(void **state)
 {
     (void)state;
@@ -159,6 +189,7 @@ int main(void)
         cmocka_unit_test(batches_chunks_and_caches),
         cmocka_unit_test(budgets_blocks_and_threads),
         cmocka_unit_test(other_weights_and_kv_types),
+        cmocka_unit_test(the_best_logits_are_enough),
         cmocka_unit_test(preemption),
     };
     return cmocka_run_group_tests_name("engine_bits", tests, NULL, teardown);
