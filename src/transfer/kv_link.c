@@ -474,8 +474,6 @@ static void stop(st_kv_link *l)
     kv_conns_drop(l);
     for (kv_offer *o = l->offers; o; o = o->next)
         o->in_flight = 0;
-    for (kv_fetch *f = l->fetches; f; f = f->next)
-        f->in_flight = 0;
     kv_fetches_settle(l);
     kv_offers_settle(l);
 }
@@ -486,7 +484,7 @@ static void *run(void *arg)
     uint64_t last = st_now_ns(), polled = last;
     while (!is_stopping(l)) {
         bool worked = take_orders(l);
-        for (int i = 0; i < 32 && l->ucx->ucp_worker_progress(l->worker); i++)
+        for (int i = 0; i < 32 && kv_conns_progress(l); i++)
             worked = true;
         settle(l);
         uint64_t now = st_now_ns();
@@ -527,11 +525,13 @@ static st_status start_worker(st_kv_link *l, st_error *err)
 {
     ucp_config_t *config = NULL;
     ucs_status_t s = l->ucx->ucp_config_read(NULL, NULL, &config);
+    if (s == UCS_OK)
+        s = kv_conns_config(l, config);
     if (s == UCS_OK && is_local(l))
         s = l->ucx->ucp_config_modify(config, "NET_DEVICES", "lo");
     if (s == UCS_OK) {
         ucp_params_t p = {.field_mask = UCP_PARAM_FIELD_FEATURES,
-                          .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP};
+                          .features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP};
         s = l->ucx->ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &p, config, &l->context);
         l->ucx->ucp_config_release(config);
     }

@@ -449,7 +449,9 @@ static void test_cancel(void **state)
             ok++;
         } else {
             assert_int_equal(done.status, ST_ECANCELLED);
-            assert_int_equal(over.status, ST_ECANCELLED);
+            /* The last row may have left when the fetcher cancels. */
+            if (!(turn & 1) || over.status != ST_OK)
+                assert_int_equal(over.status, ST_ECANCELLED);
             if (!(turn & 1))
                 assert_says(&done, "the request was aborted");
         }
