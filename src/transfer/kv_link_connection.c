@@ -148,7 +148,7 @@ ucs_status_t kv_conn_open(kv_conn *c, const unsigned char *address)
                          .address = (const ucp_address_t *)address,
                          .err_mode = UCP_ERR_HANDLING_MODE_PEER,
                          .err_handler = {.cb = on_error, .arg = c}};
-    return c->link->ucx->ucp_ep_create(c->link->worker, &p, &c->ep);
+    return c->link->ucx->ucp_ep_create(c->link->sender, &p, &c->ep);
 }
 
 /* ---- messages ---- */
@@ -260,7 +260,8 @@ static void receive(st_kv_link *l, ucp_tag_message_h message, const ucp_tag_recv
 
 bool kv_conns_progress(st_kv_link *l)
 {
-    bool worked = l->ucx->ucp_worker_progress(l->worker) != 0;
+    bool worked = l->ucx->ucp_worker_progress(l->sender) != 0;
+    worked |= l->ucx->ucp_worker_progress(l->worker) != 0;
     ucp_tag_recv_info_t info;
     ucp_tag_message_h message;
     while ((message = l->ucx->ucp_tag_probe_nb(l->worker, 0, 0, 1, &info))) {

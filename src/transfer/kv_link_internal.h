@@ -15,7 +15,10 @@
  * UCX 1.13 ends the process, too, when an endpoint fails or is closed while the answer to a wire-up
  * request of the peer's waits for its transport. So we never let UCX ask for a wire-up: endpoints
  * are made from addresses alone, each side's for its own direction, and only such calls are made as
- * do with that (kv_conns_config): tagged messages, never rendezvous, no keep-alive.
+ * do with that (kv_conns_config): tagged messages, never rendezvous, no keep-alive. Its TCP, too,
+ * ends the process when a peer dies while one socket is being made to serve both directions
+ * (tcp_ep.c:478, tcp_iface.c:307). So one worker sends and another receives: nobody knows the
+ * first's address, the second has no endpoints, and no socket has two directions.
  *
  * Everything belongs to the link's thread, except what is marked "shared", which is under the lock.
  * UCX calls back from inside ucp_worker_progress: there we only mark and count; kv_link_settle,
@@ -176,7 +179,7 @@ struct st_kv_link {
     st_kv_link_options o; /* defaults filled in; host is not kept */
     kv_hello hello;
     ucp_context_h context;
-    ucp_worker_h worker;
+    ucp_worker_h worker, sender; /* receives; has the endpoints */
     ucp_address_t *address;
     size_t address_len;
     int epoll_fd, wake_fd, listen_fd;
