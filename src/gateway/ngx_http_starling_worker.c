@@ -6,17 +6,31 @@
 
 #include "ngx_http_starling.h"
 
+#include <malloc.h>
+
 #include "base/clock.h"
 
 
 /* events/prefix_index.h */
 #define NGX_HTTP_STARLING_MAX_BLOCKS  ((size_t) (1 << 24) - 2)
 
+/* a peak of fewer legs is not worth a look at the heap */
+#define NGX_HTTP_STARLING_PEAK        128
+#define NGX_HTTP_STARLING_TRIM_MSEC   500
+
 
 static void ngx_http_starling_wake_handler(ngx_event_t *rev);
 static void ngx_http_starling_wake_dummy(ngx_event_t *wev);
 static void ngx_http_starling_lead(ngx_http_starling_cluster_t *cl);
 static void ngx_http_starling_unlead(ngx_http_starling_cluster_t *cl);
+static void ngx_http_starling_trim(ngx_event_t *ev);
+
+
+/* legs under way, and the most since memory was last given back */
+static ngx_int_t         ngx_http_starling_legs;
+static ngx_int_t         ngx_http_starling_peak;
+static ngx_event_t       ngx_http_starling_trim_event;
+static ngx_connection_t  ngx_http_starling_trim_connection;
 
 
 uint64_t
@@ -440,6 +454,53 @@ ngx_http_starling_wake_handler(ngx_event_t *rev)
 static void
 ngx_http_starling_wake_dummy(ngx_event_t *wev)
 {
+}
+
+
+/*
+ * malloc keeps what was freed below the end of the heap: a worker would stay
+ * as large as at its highest peak. When half of a peak is over, and what ended
+ * has been freed, whole free pages go back.
+ */
+
+void
+ngx_http_starling_load(ngx_int_t n)
+{
+    ngx_event_t  *ev;
+
+    ev = &ngx_http_starling_trim_event;
+
+    ngx_http_starling_legs += n;
+
+    if (ngx_http_starling_legs > ngx_http_starling_peak) {
+        ngx_http_starling_peak = ngx_http_starling_legs;
+    }
+
+    if (n > 0 || ev->timer_set
+        || ngx_http_starling_peak < NGX_HTTP_STARLING_PEAK
+        || ngx_http_starling_legs > ngx_http_starling_peak / 2)
+    {
+        return;
+    }
+
+    ngx_http_starling_trim_connection.fd = (ngx_socket_t) -1;
+
+    ev->handler = ngx_http_starling_trim;
+    ev->data = &ngx_http_starling_trim_connection;
+    ev->log = ngx_cycle->log;
+    ev->cancelable = 1;
+
+    ngx_add_timer(ev, NGX_HTTP_STARLING_TRIM_MSEC);
+}
+
+
+static void
+ngx_http_starling_trim(ngx_event_t *ev)
+{
+    if (ngx_http_starling_legs <= ngx_http_starling_peak / 2) {
+        ngx_http_starling_peak = ngx_http_starling_legs;
+        (void) malloc_trim(0);
+    }
 }
 
 
