@@ -227,7 +227,7 @@ def streams():
     with Sim("--interval-us", 50000, "--role", "prefill") as p, Sim("--interval-us", 50000) as a, \
             Sim("--interval-us", 50000) as b, gateway(
                 [("p", "prefill", "starling", [p.address]), ("d", "both", "starling", [a.address, b.address])],
-                "policy skip_prefill=100; queue size=4096 timeout=60s;", workers=2) as gw:
+                "token_cache 4m; policy skip_prefill=100; queue size=4096 timeout=60s;", workers=2) as gw:
         gw.ready()
         rows = []
         for i in range(args.rounds):
@@ -242,7 +242,7 @@ def streams():
             over.set()
             t.join()
             gw.check_idle()
-            time.sleep(1)  # memory is given back half a second after a peak
+            time.sleep(2)  # idle workers give memory back after half a second
             rows.append((before, peak[0], memory(gw)))
             print(f"  round {i + 1}: {got['ok']} ok, {got['failed']} failed {got['failures'] or ''}; "
                   f"to first token p50 {got['ttft_ms']['p50']:.0f} p99 {got['ttft_ms']['p99']:.0f} ms; "

@@ -14,8 +14,8 @@
 /* events/prefix_index.h */
 #define NGX_HTTP_STARLING_MAX_BLOCKS  ((size_t) (1 << 24) - 2)
 
-/* a peak of fewer legs is not worth a look at the heap */
-#define NGX_HTTP_STARLING_PEAK        128
+/* fewer legs at once than these are not worth a look at the heap */
+#define NGX_HTTP_STARLING_PEAK        256
 #define NGX_HTTP_STARLING_TRIM_MSEC   500
 
 
@@ -459,8 +459,9 @@ ngx_http_starling_wake_dummy(ngx_event_t *wev)
 
 /*
  * malloc keeps what was freed below the end of the heap: a worker would stay
- * as large as at its highest peak. When half of a peak is over, and what ended
- * has been freed, whole free pages go back.
+ * as large as at its highest peak. Whole free pages go back when the worker
+ * has had nothing to do for a while: that takes 0.2 ms a megabyte, for which
+ * requests under way would have to wait, wherever it is done.
  */
 
 void
@@ -476,9 +477,8 @@ ngx_http_starling_load(ngx_int_t n)
         ngx_http_starling_peak = ngx_http_starling_legs;
     }
 
-    if (n > 0 || ev->timer_set
-        || ngx_http_starling_peak < NGX_HTTP_STARLING_PEAK
-        || ngx_http_starling_legs > ngx_http_starling_peak / 2)
+    if (ngx_http_starling_legs || ev->timer_set
+        || ngx_http_starling_peak < NGX_HTTP_STARLING_PEAK)
     {
         return;
     }
@@ -497,8 +497,8 @@ ngx_http_starling_load(ngx_int_t n)
 static void
 ngx_http_starling_trim(ngx_event_t *ev)
 {
-    if (ngx_http_starling_legs <= ngx_http_starling_peak / 2) {
-        ngx_http_starling_peak = ngx_http_starling_legs;
+    if (ngx_http_starling_legs == 0) {
+        ngx_http_starling_peak = 0;
         (void) malloc_trim(0);
     }
 }
