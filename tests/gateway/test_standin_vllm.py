@@ -253,7 +253,7 @@ def test_retry_of_legs():
         for side in ("p", "d"):
             for fault in ({"status": 500}, {"close_before_head": 1}, {"garbage_head": 1}):
                 # Pairs that were half done leave a lease until it ends.
-                with pair(connector, 2, 2, "breaker failures=100;", lease_ms=500) as (gw, ps, ds):
+                with pair(connector, 2, 2, "breaker failures=100;", lease_ms=1000) as (gw, ps, ds):
                     bad = (ps if side == "p" else ds)[0]
                     bad.fault(**fault)
                     for _ in range(4):
@@ -285,7 +285,7 @@ def test_kv_load_failure():
 def test_client_leaves():
     """At any phase: both engines are free again at once."""
     for connector in ("nixl", "mooncake"):
-        with pair(connector, lease_ms=400, token_ms=20, first_token_ms=300) as (gw, [p], [d]):
+        with pair(connector, lease_ms=1500, token_ms=50, first_token_ms=300) as (gw, [p], [d]):
             s = gw.stream({"model": "lexicon", "messages": MESSAGES})
             wait_for(lambda p=p: p.state()["running"] == 1, what="prefill runs")
             s.close()
