@@ -114,13 +114,15 @@ def test_many_at_once():
     prompts = [f"Number {i}: " + "why is that so? " * (i % 13) for i in range(150)]
     ids = [tokenize(p) for p in prompts[:20]] * 8
     for connector in ("nixl", "mooncake"):
-        with pair(connector, 3, 3, natural=40, token_ms=2, first_token_ms=5, split_events=1) as (gw, ps, ds):
+        with pair(connector, 3, 3, natural=40, token_ms=2, first_token_ms=30, split_events=1) as (gw, ps, ds):
             def ask(i):
                 s = gw.chat({"model": "lexicon", "prompt": ids[i], "max_tokens": 10 + i % 20},
                             "/v1/completions")
                 s.check_whole(answer_text(ids[i], 10 + i % 20))
             h.in_threads([lambda i=i: ask(i) for i in range(150)])
-            assert all(e.state()["requests"] >= 20 for e in ps + ds), "the load is not spread"
+            # One that a busy machine makes slow gets fewer than its third of them.
+            used = [e.state()["requests"] for e in ps + ds]
+            assert min(used) >= 5, f"the load is not spread: {used}"
 
 
 def test_text_only():
