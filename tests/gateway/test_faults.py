@@ -23,7 +23,7 @@ def stack(kind="vllm", connector="nixl", n=2, more="", workers=2, **options):
     """n prefill and n decode stand-ins behind a gateway; every request is split."""
     with contextlib.ExitStack() as s:
         if kind == "vllm":
-            ps = [s.enter_context(StandIn(kind, role="prefill", connector=connector, lease_ms=2000,
+            ps = [s.enter_context(StandIn(kind, role="prefill", connector=connector, lease_ms=4000,
                                           **options)) for _ in range(n)]
             ds = [s.enter_context(StandIn(kind, role="decode", connector=connector, **options))
                   for _ in range(n)]

@@ -255,7 +255,7 @@ def test_retry_of_legs():
         for side in ("p", "d"):
             for fault in ({"status": 500}, {"close_before_head": 1}, {"garbage_head": 1}):
                 # Pairs that were half done leave a lease until it ends.
-                with pair(connector, 2, 2, "breaker failures=100;", lease_ms=1000) as (gw, ps, ds):
+                with pair(connector, 2, 2, "breaker failures=100;", lease_ms=3000) as (gw, ps, ds):
                     bad = (ps if side == "p" else ds)[0]
                     bad.fault(**fault)
                     for _ in range(4):
