@@ -332,6 +332,8 @@ ngx_int_t ngx_http_starling_rate(ngx_http_starling_cluster_t *cl, uint64_t who,
 ngx_int_t ngx_http_starling_init_zone(ngx_shm_zone_t *zone, void *data);
 ngx_int_t ngx_http_starling_init_worker(ngx_cycle_t *cycle);
 void ngx_http_starling_exit_worker(ngx_cycle_t *cycle);
+/* a leg begins (1) or has ended (-1): memory is given back after peaks */
+void ngx_http_starling_load(ngx_int_t n);
 uint64_t ngx_http_starling_now(void);         /* monotonic, in ns */
 
 /* what an engine's slot says under info_version, copied whole */

@@ -232,6 +232,7 @@ static void
 ngx_http_starling_leg_attach(ngx_http_starling_leg_t *leg, ngx_connection_t *c)
 {
     leg->open = 1;
+    ngx_http_starling_load(1);
     c->data = leg;
     c->read->handler = ngx_http_starling_leg_read_handler;
     c->write->handler = ngx_http_starling_leg_write_handler;
@@ -409,6 +410,11 @@ ngx_http_starling_leg_read(ngx_http_starling_leg_t *leg)
 
         leg->answered = 1;
 
+        if (leg->sent == leg->length) {
+            /* it will not be sent again */
+            st_buf_free(&leg->head);
+        }
+
         if (ngx_http_starling_leg_take(leg, ngx_http_starling_read_buffer, n)
             != NGX_OK)
         {
@@ -574,6 +580,7 @@ ngx_http_starling_leg_finish(ngx_http_starling_leg_t *leg, ngx_uint_t keep)
     {
         leg->peer.connection = NULL;
         leg->open = 0;
+        ngx_http_starling_load(-1);
 
     } else {
         ngx_http_starling_leg_drop(leg);
@@ -593,7 +600,10 @@ ngx_http_starling_leg_drop(ngx_http_starling_leg_t *leg)
         leg->peer.connection = NULL;
     }
 
-    leg->open = 0;
+    if (leg->open) {
+        leg->open = 0;
+        ngx_http_starling_load(-1);
+    }
 }
 
 

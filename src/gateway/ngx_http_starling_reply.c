@@ -24,6 +24,7 @@ static ngx_int_t ngx_http_starling_split(ngx_http_starling_ctx_t *ctx,
 static void ngx_http_starling_seen(ngx_http_starling_ctx_t *ctx);
 static void ngx_http_starling_first_token(ngx_http_starling_ctx_t *ctx);
 static ngx_int_t ngx_http_starling_start(ngx_http_starling_ctx_t *ctx);
+static void ngx_http_starling_prompt_free(ngx_http_starling_ctx_t *ctx);
 static ngx_int_t ngx_http_starling_write(ngx_http_starling_ctx_t *ctx,
     ngx_uint_t last);
 static ngx_int_t ngx_http_starling_await(ngx_http_starling_ctx_t *ctx);
@@ -421,7 +422,23 @@ ngx_http_starling_start(ngx_http_starling_ctx_t *ctx)
         return NGX_ERROR;
     }
 
+    ngx_http_starling_prompt_free(ctx);
+
     return NGX_OK;
+}
+
+
+/* a stream that has begun is not tried again: its prompt is not needed */
+
+static void
+ngx_http_starling_prompt_free(ngx_http_starling_ctx_t *ctx)
+{
+    st_ids_free(&ctx->ids);
+    st_buf_free(&ctx->ids_json);
+    st_buf_free(&ctx->body);
+
+    ctx->cluster->bodies -= ctx->accounted;
+    ctx->accounted = 0;
 }
 
 

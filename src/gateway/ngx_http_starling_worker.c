@@ -6,17 +6,31 @@
 
 #include "ngx_http_starling.h"
 
+#include <malloc.h>
+
 #include "base/clock.h"
 
 
 /* events/prefix_index.h */
 #define NGX_HTTP_STARLING_MAX_BLOCKS  ((size_t) (1 << 24) - 2)
 
+/* fewer legs at once than these are not worth a look at the heap */
+#define NGX_HTTP_STARLING_PEAK        256
+#define NGX_HTTP_STARLING_TRIM_MSEC   500
+
 
 static void ngx_http_starling_wake_handler(ngx_event_t *rev);
 static void ngx_http_starling_wake_dummy(ngx_event_t *wev);
 static void ngx_http_starling_lead(ngx_http_starling_cluster_t *cl);
 static void ngx_http_starling_unlead(ngx_http_starling_cluster_t *cl);
+static void ngx_http_starling_trim(ngx_event_t *ev);
+
+
+/* legs under way, and the most since memory was last given back */
+static ngx_int_t         ngx_http_starling_legs;
+static ngx_int_t         ngx_http_starling_peak;
+static ngx_event_t       ngx_http_starling_trim_event;
+static ngx_connection_t  ngx_http_starling_trim_connection;
 
 
 uint64_t
@@ -440,6 +454,53 @@ ngx_http_starling_wake_handler(ngx_event_t *rev)
 static void
 ngx_http_starling_wake_dummy(ngx_event_t *wev)
 {
+}
+
+
+/*
+ * malloc keeps what was freed below the end of the heap: a worker would stay
+ * as large as at its highest peak. Whole free pages go back when the worker
+ * has had nothing to do for a while: that takes 0.2 ms a megabyte, for which
+ * requests under way would have to wait, wherever it is done.
+ */
+
+void
+ngx_http_starling_load(ngx_int_t n)
+{
+    ngx_event_t  *ev;
+
+    ev = &ngx_http_starling_trim_event;
+
+    ngx_http_starling_legs += n;
+
+    if (ngx_http_starling_legs > ngx_http_starling_peak) {
+        ngx_http_starling_peak = ngx_http_starling_legs;
+    }
+
+    if (ngx_http_starling_legs || ev->timer_set
+        || ngx_http_starling_peak < NGX_HTTP_STARLING_PEAK)
+    {
+        return;
+    }
+
+    ngx_http_starling_trim_connection.fd = (ngx_socket_t) -1;
+
+    ev->handler = ngx_http_starling_trim;
+    ev->data = &ngx_http_starling_trim_connection;
+    ev->log = ngx_cycle->log;
+    ev->cancelable = 1;
+
+    ngx_add_timer(ev, NGX_HTTP_STARLING_TRIM_MSEC);
+}
+
+
+static void
+ngx_http_starling_trim(ngx_event_t *ev)
+{
+    if (ngx_http_starling_legs == 0) {
+        ngx_http_starling_peak = 0;
+        (void) malloc_trim(0);
+    }
 }
 
 

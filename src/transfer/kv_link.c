@@ -427,7 +427,7 @@ static void scan(st_kv_link *l, uint64_t now)
 /* Until something happens, or the next deadline. */
 static void sleep_until_work(st_kv_link *l)
 {
-    if (l->ucx->ucp_worker_arm(l->worker) != UCS_OK)
+    if (l->ucx->ucp_worker_arm(l->worker) != UCS_OK || l->ucx->ucp_worker_arm(l->sender) != UCS_OK)
         return;
     uint64_t now = st_now_ns();
     int timeout = -1;
@@ -450,12 +450,14 @@ static void stop_ucx(st_kv_link *l)
 {
     if (l->address)
         l->ucx->ucp_worker_release_address(l->worker, l->address);
+    if (l->sender)
+        l->ucx->ucp_worker_destroy(l->sender);
     if (l->worker)
         l->ucx->ucp_worker_destroy(l->worker);
     if (l->context)
         l->ucx->ucp_cleanup(l->context);
     l->address = NULL;
-    l->worker = NULL;
+    l->worker = l->sender = NULL;
     l->context = NULL;
 }
 
@@ -474,8 +476,6 @@ static void stop(st_kv_link *l)
     kv_conns_drop(l);
     for (kv_offer *o = l->offers; o; o = o->next)
         o->in_flight = 0;
-    for (kv_fetch *f = l->fetches; f; f = f->next)
-        f->in_flight = 0;
     kv_fetches_settle(l);
     kv_offers_settle(l);
 }
@@ -486,7 +486,7 @@ static void *run(void *arg)
     uint64_t last = st_now_ns(), polled = last;
     while (!is_stopping(l)) {
         bool worked = take_orders(l);
-        for (int i = 0; i < 32 && l->ucx->ucp_worker_progress(l->worker); i++)
+        for (int i = 0; i < 32 && kv_conns_progress(l); i++)
             worked = true;
         settle(l);
         uint64_t now = st_now_ns();
@@ -527,11 +527,13 @@ static st_status start_worker(st_kv_link *l, st_error *err)
 {
     ucp_config_t *config = NULL;
     ucs_status_t s = l->ucx->ucp_config_read(NULL, NULL, &config);
+    if (s == UCS_OK)
+        s = kv_conns_config(l, config);
     if (s == UCS_OK && is_local(l))
         s = l->ucx->ucp_config_modify(config, "NET_DEVICES", "lo");
     if (s == UCS_OK) {
         ucp_params_t p = {.field_mask = UCP_PARAM_FIELD_FEATURES,
-                          .features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP};
+                          .features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP};
         s = l->ucx->ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &p, config, &l->context);
         l->ucx->ucp_config_release(config);
     }
@@ -539,15 +541,20 @@ static st_status start_worker(st_kv_link *l, st_error *err)
         ucp_worker_params_t p = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
                                  .thread_mode = UCS_THREAD_MODE_SERIALIZED};
         s = l->ucx->ucp_worker_create(l->context, &p, &l->worker);
+        if (s == UCS_OK)
+            s = l->ucx->ucp_worker_create(l->context, &p, &l->sender);
     }
-    int ucx_fd = -1;
+    int receiver_fd = -1, sender_fd = -1;
     if (s == UCS_OK)
-        s = l->ucx->ucp_worker_get_efd(l->worker, &ucx_fd);
+        s = l->ucx->ucp_worker_get_efd(l->worker, &receiver_fd);
+    if (s == UCS_OK)
+        s = l->ucx->ucp_worker_get_efd(l->sender, &sender_fd);
     if (s != UCS_OK)
         return st_fail(err, ST_EUNSUPPORTED, "KV transfer: UCX cannot start: %s",
                        l->ucx->ucs_status_string(s));
     struct epoll_event none = {.events = EPOLLIN};
-    if (epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, ucx_fd, &none) ||
+    if (epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, receiver_fd, &none) ||
+        epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, sender_fd, &none) ||
         epoll_ctl(l->epoll_fd, EPOLL_CTL_ADD, l->wake_fd, &none))
         return st_fail(err, ST_EIO, "KV transfer: epoll: %s", strerror(errno));
     return kv_conns_start(l, err);

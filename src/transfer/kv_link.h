@@ -60,8 +60,8 @@ typedef void st_kv_over_fn(void *user, const st_transfer_id *id, st_status statu
                            const st_error *err);
 
 /* Prefill side. n_tokens rows will be offered in all. ST_EINVAL: the id is taken; ST_EFULL. over:
- * everything was sent (ST_OK), nobody came in time (ST_EDEADLINE), cancelled, or the peer failed.
- */
+ * everything was sent (ST_OK; whether it arrived the fetcher knows), nobody came in time
+ * (ST_EDEADLINE), cancelled, or the peer failed. */
 ST_NODISCARD st_status st_kv_offer(st_kv_link *l, const st_transfer_id *id, int32_t n_tokens,
                                    st_kv_over_fn *over, void *user, st_error *err);
 /* Rows [from, from + count) of layers [layer, layer + n_layers) are final, in blocks (the whole

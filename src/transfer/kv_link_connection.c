@@ -18,8 +18,8 @@ typedef struct kv_send {
     kv_offer *offer; /* whose rows; NULL for other messages */
     size_t bytes;
     void *payload; /* owned */
-    unsigned char header[KV_TOKEN_BYTES + KV_HEADER_MAX];
-    ucp_dt_iov_t iov[];
+    unsigned char header[KV_KIND_BYTES + KV_HEADER_MAX];
+    ucp_dt_iov_t iov[]; /* the header, then the payload */
 } kv_send;
 
 void kv_conn_fail(kv_conn *c, st_status status, const char *fmt, ...)
@@ -67,25 +67,25 @@ static void on_sent(void *request, ucs_status_t status, void *user)
     ucx->ucp_request_free(request);
 }
 
-/* Takes s. */
-static void send_message(kv_send *s, unsigned kind, size_t header_len, const void *buffer,
-                         size_t count, ucp_datatype_t type, unsigned flags)
+/* Takes s, whose iov has n parts, the first of which is filled in here. */
+static void send_message(kv_send *s, unsigned kind, size_t header_len, size_t n)
 {
     kv_conn *c = s->conn;
     ucp_request_param_t p = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
                                              UCP_OP_ATTR_FIELD_USER_DATA |
-                                             UCP_OP_ATTR_FIELD_DATATYPE | UCP_OP_ATTR_FIELD_FLAGS,
+                                             UCP_OP_ATTR_FIELD_DATATYPE,
                              .cb.send = on_sent,
                              .user_data = s,
-                             .datatype = type,
-                             .flags = flags};
-    /* As it is: only the one who chose it reads it. */
-    memcpy(s->header, &c->their_token, KV_TOKEN_BYTES);
-    header_len += KV_TOKEN_BYTES;
+                             .datatype = n == 1 ? ucp_dt_make_contig(1) : ucp_dt_make_iov()};
+    header_len += KV_KIND_BYTES;
+    s->header[0] = (unsigned char)kind;
+    s->iov[0] = (ucp_dt_iov_t){.buffer = s->header, .length = header_len};
     c->in_flight++;
     c->bytes_in_flight += s->bytes;
+    /* The token as it is: only the one who chose it reads it. */
     ucs_status_ptr_t r =
-        c->link->ucx->ucp_am_send_nbx(c->ep, kind, s->header, header_len, buffer, count, &p);
+        n == 1 ? c->link->ucx->ucp_tag_send_nbx(c->ep, s->header, header_len, c->their_token, &p)
+               : c->link->ucx->ucp_tag_send_nbx(c->ep, s->iov, n, c->their_token, &p);
     if (!UCS_PTR_IS_PTR(r))
         send_over(s, UCS_PTR_RAW_STATUS(r));
 }
@@ -95,7 +95,7 @@ void kv_conn_send(kv_conn *c, unsigned kind, const unsigned char *header, size_t
 {
     if (c->failed || c->closing || !c->greeted)
         return;
-    kv_send *s = calloc(1, sizeof *s);
+    kv_send *s = calloc(1, sizeof *s + 2 * sizeof *s->iov);
     size_t bytes = (size_t)n_blocks * 4;
     if (!s || (bytes && !(s->payload = malloc(bytes)))) {
         free(s);
@@ -103,10 +103,11 @@ void kv_conn_send(kv_conn *c, unsigned kind, const unsigned char *header, size_t
         return;
     }
     s->conn = c;
-    memcpy(s->header + KV_TOKEN_BYTES, header, len);
+    memcpy(s->header + KV_KIND_BYTES, header, len);
     if (bytes)
         kv_blocks_encode(blocks, n_blocks, s->payload);
-    send_message(s, kind, len, s->payload, bytes, ucp_dt_make_contig(1), UCP_AM_SEND_FLAG_EAGER);
+    s->iov[1] = (ucp_dt_iov_t){.buffer = s->payload, .length = bytes};
+    send_message(s, kind, len, bytes ? 2 : 1);
 }
 
 void kv_conn_send_end(kv_conn *c, const st_transfer_id *id, bool from_fetcher, st_status status,
@@ -122,7 +123,7 @@ void kv_conn_send_rows(kv_conn *c, kv_offer *o, const kv_rows *rows)
 {
     const st_kv_store *store = c->link->o.store;
     size_t max = kv_piece_max(store, rows->count);
-    kv_send *s = calloc(1, sizeof *s + max * sizeof *s->iov);
+    kv_send *s = calloc(1, sizeof *s + (1 + max) * sizeof *s->iov);
     if (!s) {
         kv_conn_fail(c, ST_ENOMEM, "out of memory");
         return;
@@ -134,14 +135,9 @@ void kv_conn_send_rows(kv_conn *c, kv_offer *o, const kv_rows *rows)
                        offsetof(kv_piece, bytes) == offsetof(ucp_dt_iov_t, length),
                    "pieces are UCX's vectors");
     size_t n = kv_pieces(store, rows->layer, o->table, rows->first, rows->count,
-                         (kv_piece *)(void *)s->iov);
+                         (kv_piece *)(void *)(s->iov + 1));
     o->in_flight++;
-    size_t len = kv_rows_encode(rows, s->header + KV_TOKEN_BYTES);
-    /* One piece in memory travels without being gathered. */
-    if (n == 1)
-        send_message(s, KV_MSG_ROWS, len, s->iov[0].buffer, s->bytes, ucp_dt_make_contig(1), 0);
-    else
-        send_message(s, KV_MSG_ROWS, len, s->iov, n, ucp_dt_make_iov(), 0);
+    send_message(s, KV_MSG_ROWS, kv_rows_encode(rows, s->header + KV_KIND_BYTES), 1 + n);
 }
 
 ucs_status_t kv_conn_open(kv_conn *c, const unsigned char *address)
@@ -152,85 +148,140 @@ ucs_status_t kv_conn_open(kv_conn *c, const unsigned char *address)
                          .address = (const ucp_address_t *)address,
                          .err_mode = UCP_ERR_HANDLING_MODE_PEER,
                          .err_handler = {.cb = on_error, .arg = c}};
-    return c->link->ucx->ucp_ep_create(c->link->worker, &p, &c->ep);
+    return c->link->ucx->ucp_ep_create(c->link->sender, &p, &c->ep);
 }
 
 /* ---- messages ---- */
 
-static kv_conn *conn_of(st_kv_link *l, const unsigned char *token)
+static kv_conn *conn_of(st_kv_link *l, uint64_t token)
 {
     for (kv_conn *c = l->conns; c; c = c->next)
-        if (!memcmp(&c->my_token, token, KV_TOKEN_BYTES))
+        if (c->my_token == token)
             return c->failed || c->closing || !c->greeted ? NULL : c;
     return NULL;
 }
 
-static ucs_status_t on_message(st_kv_link *l, unsigned kind, const unsigned char *header,
-                               size_t len, void *data, size_t data_len,
-                               const ucp_am_recv_param_t *param)
+static st_status handle_want(kv_conn *c, const unsigned char *p, size_t len, st_error *err)
 {
-    kv_conn *c = len >= KV_TOKEN_BYTES ? conn_of(l, header) : NULL;
-    if (!c)
-        return UCS_OK;
-    header += KV_TOKEN_BYTES;
-    len -= KV_TOKEN_BYTES;
-    l->dirty = true;
-    bool rndv = param->recv_attr & UCP_AM_RECV_ATTR_FLAG_RNDV;
-    st_error err;
-    st_status st = ST_OK;
-    union {
-        kv_want want;
-        kv_rows rows;
-        kv_end end;
-    } m;
-    if (rndv && kind != KV_MSG_ROWS)
-        st = st_fail(&err, ST_EFORMAT, "message %u by rendezvous", kind);
-    else if (kind == KV_MSG_WANT)
-        st = kv_want_decode(header, len, data_len, &m.want, &err);
-    else if (kind == KV_MSG_ROWS)
-        st = kv_rows_decode(header, len, data_len, &m.rows, &err);
-    else
-        st = kv_end_decode(header, len, data_len, &m.end, &err);
-    if (st != ST_OK)
-        kv_conn_fail(c, st, "%s", err.text);
-    else if (kind == KV_MSG_WANT)
-        kv_offer_want(l, c, &m.want, data);
-    else if (kind == KV_MSG_ROWS)
-        return kv_fetch_rows(c, &m.rows, data, data_len, rndv);
-    else if (m.end.from_fetcher)
-        kv_offer_stopped(c, &m.end);
-    else
-        kv_fetch_stopped(c, &m.end);
-    return UCS_OK;
+    kv_want m;
+    size_t n = len < KV_WANT_BYTES ? len : KV_WANT_BYTES;
+    st_status st = kv_want_decode(p, n, len - n, &m, err);
+    if (st == ST_OK)
+        kv_offer_want(c->link, c, &m, p + n);
+    return st;
 }
 
-/* UCX tells a handler only its own argument, not the id. */
-#define ON(name, kind)                                                                             \
-    static ucs_status_t name(void *arg, const void *header, size_t len, void *data,                \
-                             size_t data_len, const ucp_am_recv_param_t *param)                    \
-    {                                                                                              \
-        return on_message(arg, kind, header, len, data, data_len, param);                          \
-    }
-ON(on_want, KV_MSG_WANT)
-ON(on_rows, KV_MSG_ROWS)
-ON(on_end, KV_MSG_END)
-#undef ON
-
-static ucs_status_t set_handlers(st_kv_link *l)
+static st_status handle_rows(kv_conn *c, const unsigned char *p, size_t len, st_error *err)
 {
-    static const struct {
-        unsigned id;
-        ucp_am_recv_callback_t cb;
-    } handlers[] = {{KV_MSG_WANT, on_want}, {KV_MSG_ROWS, on_rows}, {KV_MSG_END, on_end}};
-    for (size_t i = 0; i < sizeof handlers / sizeof *handlers; i++) {
-        ucp_am_handler_param_t p = {
-            .field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_FLAGS |
-                          UCP_AM_HANDLER_PARAM_FIELD_CB | UCP_AM_HANDLER_PARAM_FIELD_ARG,
-            .id = handlers[i].id,
-            .flags = UCP_AM_FLAG_WHOLE_MSG,
-            .cb = handlers[i].cb,
-            .arg = l};
-        ucs_status_t s = l->ucx->ucp_worker_set_am_recv_handler(l->worker, &p);
+    kv_rows m;
+    size_t n = len < KV_ROWS_BYTES ? len : KV_ROWS_BYTES;
+    st_status st = kv_rows_decode(p, n, len - n, &m, err);
+    if (st == ST_OK)
+        kv_fetch_rows(c, &m, p + n, len - n);
+    return st;
+}
+
+static st_status handle_end(kv_conn *c, const unsigned char *p, size_t len, st_error *err)
+{
+    kv_end m;
+    st_status st = kv_end_decode(p, len, 0, &m, err);
+    if (st == ST_OK && m.from_fetcher)
+        kv_offer_stopped(c, &m);
+    else if (st == ST_OK)
+        kv_fetch_stopped(c, &m);
+    return st;
+}
+
+static void handle(kv_conn *c, const kv_message *m)
+{
+    static st_status (*const handlers[])(kv_conn *, const unsigned char *, size_t, st_error *) = {
+        [KV_MSG_WANT] = handle_want, [KV_MSG_ROWS] = handle_rows, [KV_MSG_END] = handle_end};
+    static const unsigned char zeros[KV_KIND_BYTES - 1];
+    unsigned kind =
+        m->len < KV_KIND_BYTES || memcmp(m->data + 1, zeros, sizeof zeros) ? 0 : m->data[0];
+    st_error err;
+    st_status st;
+    if (kind < sizeof handlers / sizeof *handlers && handlers[kind])
+        st = handlers[kind](c, m->data + KV_KIND_BYTES, m->len - KV_KIND_BYTES, &err);
+    else
+        st = st_fail(&err, ST_EFORMAT, "a message of an unknown kind, %zu bytes", m->len);
+    if (st != ST_OK)
+        kv_conn_fail(c, st, "%s", err.text);
+}
+
+static void message_over(kv_message *m, ucs_status_t status)
+{
+    st_kv_link *l = m->link;
+    kv_conn *c = conn_of(l, m->token);
+    if (m->next)
+        m->next->prev = m->prev;
+    *(m->prev ? &m->prev->next : &l->coming) = m->next;
+    l->dirty = true;
+    if (c && status != UCS_OK)
+        kv_conn_fail(c, ST_EIO, "%s", l->ucx->ucs_status_string(status));
+    else if (c)
+        handle(c, m);
+    if (c)
+        kv_conn_linger(c);
+    free(m);
+}
+
+static void on_message(void *request, ucs_status_t status, const ucp_tag_recv_info_t *info,
+                       void *user)
+{
+    kv_message *m = user;
+    const st_ucx *ucx = m->link->ucx;
+    message_over(m, status);
+    ucx->ucp_request_free(request);
+}
+
+/* A message whose connection is gone, or that is too long, is received into nothing. */
+static void receive(st_kv_link *l, ucp_tag_message_h message, const ucp_tag_recv_info_t *info)
+{
+    bool keep = conn_of(l, info->sender_tag) && info->length <= KV_COMING_MAX;
+    size_t len = keep ? info->length : 0;
+    kv_message *m = malloc(sizeof *m + len);
+    if (!m && !(m = malloc(sizeof *m + (len = 0))))
+        return;
+    *m = (kv_message){.next = l->coming, .link = l, .token = info->sender_tag, .len = len};
+    if (m->next)
+        m->next->prev = m;
+    l->coming = m;
+    ucp_request_param_t p = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
+                                             UCP_OP_ATTR_FIELD_USER_DATA |
+                                             UCP_OP_ATTR_FIELD_DATATYPE,
+                             .cb.recv = on_message,
+                             .user_data = m,
+                             .datatype = ucp_dt_make_contig(1)};
+    ucs_status_ptr_t r = l->ucx->ucp_tag_msg_recv_nbx(l->worker, m->data, len, message, &p);
+    if (!UCS_PTR_IS_PTR(r))
+        message_over(m, UCS_PTR_RAW_STATUS(r));
+}
+
+bool kv_conns_progress(st_kv_link *l)
+{
+    bool worked = l->ucx->ucp_worker_progress(l->sender) != 0;
+    worked |= l->ucx->ucp_worker_progress(l->worker) != 0;
+    ucp_tag_recv_info_t info;
+    ucp_tag_message_h message;
+    while ((message = l->ucx->ucp_tag_probe_nb(l->worker, 0, 0, 1, &info))) {
+        receive(l, message, &info);
+        worked = true;
+    }
+    return worked;
+}
+
+/* ---- start ---- */
+
+ucs_status_t kv_conns_config(const st_kv_link *l, ucp_config_t *config)
+{
+    /* Each of these would have UCX ask the peer for a wire-up (see kv_link_internal.h). That a peer
+     * is gone its TCP connection tells, and rows are faster so: rendezvous over TCP waits for an
+     * answer per message. */
+    static const char *const settings[][2] = {
+        {"RNDV_THRESH", "inf"}, {"RESOLVE_REMOTE_EP_ID", "n"}, {"KEEPALIVE_INTERVAL", "inf"}};
+    for (size_t i = 0; i < sizeof settings / sizeof *settings; i++) {
+        ucs_status_t s = l->ucx->ucp_config_modify(config, settings[i][0], settings[i][1]);
         if (s != UCS_OK)
             return s;
     }
@@ -239,9 +290,7 @@ static ucs_status_t set_handlers(st_kv_link *l)
 
 st_status kv_conns_start(st_kv_link *l, st_error *err)
 {
-    ucs_status_t s = set_handlers(l);
-    if (s == UCS_OK)
-        s = l->ucx->ucp_worker_get_address(l->worker, &l->address, &l->address_len);
+    ucs_status_t s = l->ucx->ucp_worker_get_address(l->worker, &l->address, &l->address_len);
     if (s != UCS_OK)
         return st_fail(err, ST_EUNSUPPORTED, "KV transfer: UCX cannot be used here: %s",
                        l->ucx->ucs_status_string(s));
@@ -300,6 +349,11 @@ void kv_conns_drop(st_kv_link *l)
         conn_free(c);
     }
     l->conns = NULL;
+    for (kv_message *m = l->coming, *next; m; m = next) {
+        next = m->next;
+        free(m);
+    }
+    l->coming = NULL;
 }
 
 void kv_conns_settle(st_kv_link *l)
@@ -368,7 +422,7 @@ void kv_conns_close(st_kv_link *l, uint64_t until)
             c->close_request = UCS_PTR_IS_PTR(r) ? r : NULL;
         }
     while (flushing(l) && st_now_ns() < until)
-        (void)l->ucx->ucp_worker_progress(l->worker);
+        (void)kv_conns_progress(l);
     for (kv_conn *c = l->conns; c; c = c->next) {
         void *flush = c->closing ? NULL : c->close_request;
         if (!c->closing)
@@ -377,7 +431,7 @@ void kv_conns_close(st_kv_link *l, uint64_t until)
             l->ucx->ucp_request_free(flush);
     }
     while (l->conns && st_now_ns() < until + CLOSE_NS) {
-        (void)l->ucx->ucp_worker_progress(l->worker);
+        (void)kv_conns_progress(l);
         kv_conns_settle(l);
     }
 }

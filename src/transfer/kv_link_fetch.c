@@ -1,7 +1,8 @@
 /* The decode side of a KV link: fetches, and the rows that come in (see kv_link_internal.h).
  *
- * A fetch is over when each row of [from, to) of each layer was received once. Rows go straight
- * into the blocks: copied from the message, or written there by UCX (rendezvous). */
+ * A fetch is over when each row of [from, to) of each layer was received once. Rows are
+ * copied into the blocks when all of their message is there, so nothing writes blocks of a fetch
+ * that is over. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,9 +10,6 @@
 
 #include "base/clock.h"
 #include "transfer/kv_link_internal.h"
-
-/* How long rows of an ended fetch may still be on their way before its connection is closed. */
-#define GRACE_NS 1000000000u
 
 static void end_fetch(st_kv_link *l, kv_fetch *f, st_status status, const char *text)
 {
@@ -79,53 +77,6 @@ static void rows_in_place(st_kv_link *l, kv_fetch *f, int32_t count)
     check_done(l, f);
 }
 
-/* A receive that UCX carries on by itself. */
-typedef struct kv_receive {
-    kv_conn *conn;
-    kv_fetch *fetch;
-    int32_t count;
-    kv_piece pieces[];
-} kv_receive;
-
-static void receive_over(kv_receive *r, ucs_status_t status)
-{
-    kv_conn *c = r->conn;
-    c->in_flight--;
-    r->fetch->in_flight--;
-    c->link->dirty = true;
-    if (status != UCS_OK)
-        kv_conn_fail(c, ST_EIO, "%s", c->link->ucx->ucs_status_string(status));
-    else
-        rows_in_place(c->link, r->fetch, r->count);
-    free(r);
-}
-
-static void on_received(void *request, ucs_status_t status, size_t len, void *user)
-{
-    kv_receive *r = user;
-    const st_ucx *ucx = r->conn->link->ucx;
-    receive_over(r, status);
-    ucx->ucp_request_free(request);
-}
-
-/* Lets UCX write the rows into the blocks. */
-static void receive(kv_conn *c, kv_receive *r, void *descriptor, size_t n, size_t len)
-{
-    ucp_request_param_t p = {.op_attr_mask = UCP_OP_ATTR_FIELD_CALLBACK |
-                                             UCP_OP_ATTR_FIELD_USER_DATA |
-                                             UCP_OP_ATTR_FIELD_DATATYPE,
-                             .cb.recv_am = on_received,
-                             .user_data = r,
-                             .datatype = n == 1 ? ucp_dt_make_contig(1) : ucp_dt_make_iov()};
-    c->in_flight++;
-    r->fetch->in_flight++;
-    ucs_status_ptr_t s = c->link->ucx->ucp_am_recv_data_nbx(
-        c->link->worker, descriptor, n == 1 ? (void *)r->pieces[0].data : (void *)r->pieces,
-        n == 1 ? len : n, &p);
-    if (!UCS_PTR_IS_PTR(s))
-        receive_over(r, UCS_PTR_RAW_STATUS(s));
-}
-
 static st_status check_rows(const st_kv_link *l, const kv_fetch *f, const kv_rows *m, size_t len,
                             st_error *err)
 {
@@ -144,41 +95,34 @@ static st_status check_rows(const st_kv_link *l, const kv_fetch *f, const kv_row
     return ST_OK;
 }
 
-ucs_status_t kv_fetch_rows(kv_conn *c, const kv_rows *m, void *data, size_t len, bool rndv)
+void kv_fetch_rows(kv_conn *c, const kv_rows *m, const unsigned char *data, size_t len)
 {
     st_kv_link *l = c->link;
     kv_fetch *f = (kv_fetch *)kv_link_find(l, l->fetch_map, &m->id);
     if (!f || !f->known || f->conn != c || f->end.ended)
-        return UCS_OK; /* rows may still come after a cancel */
+        return; /* rows may still come after a cancel */
     st_error err;
     if (check_rows(l, f, m, len, &err) != ST_OK) {
         kv_conn_fail(c, ST_EFORMAT, "%s", err.text);
-        return UCS_OK;
+        return;
     }
     if (!kv_coverage_take(&f->seen, m->layer, m->first, m->count)) {
         kv_conn_fail(c, ST_EFORMAT, "rows of layer %" PRId32 ", tokens from %" PRId32 " came twice",
                      m->layer, m->first);
-        return UCS_OK;
+        return;
     }
-    kv_receive *r = malloc(sizeof *r + kv_piece_max(l->o.store, m->count) * sizeof r->pieces[0]);
-    if (!r) {
+    kv_piece *pieces = malloc(kv_piece_max(l->o.store, m->count) * sizeof *pieces);
+    if (!pieces) {
         end_fetch(l, f, ST_ENOMEM, "out of memory");
-        return UCS_OK;
+        return;
     }
-    *r = (kv_receive){.conn = c, .fetch = f, .count = m->count};
-    size_t n = kv_pieces(l->o.store, m->layer, f->table, m->first, m->count, r->pieces);
-    if (rndv) {
-        receive(c, r, data, n, len);
-        return UCS_OK;
-    }
-    const unsigned char *at = data;
+    size_t n = kv_pieces(l->o.store, m->layer, f->table, m->first, m->count, pieces);
     for (size_t i = 0; i < n; i++) {
-        memcpy(r->pieces[i].data, at, r->pieces[i].bytes);
-        at += r->pieces[i].bytes;
+        memcpy(pieces[i].data, data, pieces[i].bytes);
+        data += pieces[i].bytes;
     }
-    free(r);
+    free(pieces);
     rows_in_place(l, f, m->count);
-    return UCS_OK;
 }
 
 /* ---- ends ---- */
@@ -247,10 +191,8 @@ void kv_fetches_settle(st_kv_link *l)
 {
     for (kv_fetch *f = l->fetches, *next; f; f = next) {
         next = f->next;
-        if (f->end.ended && !f->in_flight)
+        if (f->end.ended)
             fetch_over(l, f);
-        else if (f->end.ended)
-            kv_link_due(l, f->end.since + GRACE_NS);
     }
 }
 
@@ -258,18 +200,17 @@ uint64_t kv_fetches_scan(st_kv_link *l, uint64_t now)
 {
     uint64_t next = KV_NEVER;
     for (kv_fetch *f = l->fetches; f; f = f->next) {
-        uint64_t due = !f->end.ended ? f->deadline : f->conn ? f->end.since + GRACE_NS : KV_NEVER;
-        if (now < due) {
-            next = due < next ? due : next;
-        } else if (f->end.ended) {
-            kv_conn_fail(f->conn, ST_EDEADLINE, "it sends no KV rows any more");
-        } else {
-            char text[160];
-            (void)snprintf(text, sizeof text,
-                           "KV transfer with %s: %" PRIu64 " rows did not come in time", f->peer,
-                           f->missing);
-            end_fetch(l, f, ST_EDEADLINE, text);
+        if (f->end.ended)
+            continue;
+        if (now < f->deadline) {
+            next = f->deadline < next ? f->deadline : next;
+            continue;
         }
+        char text[160];
+        (void)snprintf(text, sizeof text,
+                       "KV transfer with %s: %" PRIu64 " rows did not come in time", f->peer,
+                       f->missing);
+        end_fetch(l, f, ST_EDEADLINE, text);
     }
     return next;
 }

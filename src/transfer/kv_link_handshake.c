@@ -170,6 +170,12 @@ static void greet(kv_conn *c, const kv_hello *h)
         kv_fetches_greeted(c->link, c);
 }
 
+void kv_conn_linger(kv_conn *c)
+{
+    if (c->deadline != KV_NEVER)
+        c->deadline = st_now_ns() + LINGER_NS;
+}
+
 /* After HELLO nothing may come but the end. */
 static void hung_up(kv_conn *c, ssize_t n)
 {

@@ -9,8 +9,16 @@
  * A connection is a TCP connection, over which each side says HELLO with its UCX address, and then
  * a UCX endpoint made from that address. UCX's own listener would do without the first, but ends
  * the process when a stranger sends it bytes. The TCP connection stays open and silent: its end
- * tells at once that the peer died. Messages begin with a token (KV_TOKEN_BYTES) that the receiver
- * has chosen: it says which connection they belong to.
+ * tells at once that the peer died. A message's tag is a token (KV_TOKEN_BYTES) that the receiver
+ * has chosen: it says which connection it belongs to.
+ *
+ * UCX 1.13 ends the process, too, when an endpoint fails or is closed while the answer to a wire-up
+ * request of the peer's waits for its transport. So we never let UCX ask for a wire-up: endpoints
+ * are made from addresses alone, each side's for its own direction, and only such calls are made as
+ * do with that (kv_conns_config): tagged messages, never rendezvous, no keep-alive. Its TCP, too,
+ * ends the process when a peer dies while one socket is being made to serve both directions
+ * (tcp_ep.c:478, tcp_iface.c:307). So one worker sends and another receives: nobody knows the
+ * first's address, the second has no endpoints, and no socket has two directions.
  *
  * Everything belongs to the link's thread, except what is marked "shared", which is under the lock.
  * UCX calls back from inside ucp_worker_progress: there we only mark and count; kv_link_settle,
@@ -37,6 +45,7 @@ enum {
     KV_TOKEN_BYTES = 8,
     KV_MESSAGE_BYTES = 128 << 10, /* of rows */
     KV_WINDOW_BYTES = 1 << 20,    /* of rows on their way over one connection */
+    KV_COMING_MAX = 64 << 20,     /* of a message that comes in: block ids, mostly */
     KV_WHY_MAX = 200
 };
 
@@ -75,7 +84,7 @@ struct kv_conn {
     struct sockaddr_storage addr;
     char name[80];
     uint64_t deadline; /* of HELLO; or, after they hung up, of what they said before */
-    int in_flight;     /* requests of UCX that will call back */
+    int in_flight;     /* messages that UCX will call back about */
     size_t bytes_in_flight;
     void *close_request;
     kv_offer *sending, **sending_tail; /* have rows to send */
@@ -125,11 +134,19 @@ struct kv_fetch {
     kv_conn *conn;
     bool reused; /* the connection was there before */
     bool want_sent;
-    int in_flight;
     kv_ending end;
     st_kv_over_fn *done;
     void *user;
 };
+
+/* A message that comes in. Its connection may end before all of it is there. */
+typedef struct kv_message {
+    struct kv_message *next, *prev;
+    st_kv_link *link;
+    uint64_t token;
+    size_t len; /* 0: too long, and dropped */
+    unsigned char data[];
+} kv_message;
 
 /* A WANT that came before its offer. */
 typedef struct kv_wait {
@@ -162,7 +179,7 @@ struct st_kv_link {
     st_kv_link_options o; /* defaults filled in; host is not kept */
     kv_hello hello;
     ucp_context_h context;
-    ucp_worker_h worker;
+    ucp_worker_h worker, sender; /* receives; has the endpoints */
     ucp_address_t *address;
     size_t address_len;
     int epoll_fd, wake_fd, listen_fd;
@@ -181,6 +198,7 @@ struct st_kv_link {
     kv_fetch *fetches;
     kv_conn *conns;
     int n_accepted;
+    kv_message *coming;
     kv_wait *waits;
     uint32_t n_waits;
     kv_past past[KV_PAST];
@@ -209,10 +227,16 @@ uint64_t kv_listener_scan(st_kv_link *l, uint64_t now);
 /* Handles what happened to sockets; waits for it, for UCX or for an order. True: something did. */
 bool kv_sockets_poll(st_kv_link *l, int timeout_ms);
 void kv_address_text(const struct sockaddr_storage *a, char *out, size_t cap);
+/* Something came: if the peer hung up, more may. */
+void kv_conn_linger(kv_conn *c);
 socklen_t kv_address_len(const struct sockaddr_storage *a);
 
 /* kv_link_connection.c */
+/* What UCX must be told before it starts. */
+ucs_status_t kv_conns_config(const st_kv_link *l, ucp_config_t *config);
 ST_NODISCARD st_status kv_conns_start(st_kv_link *l, st_error *err);
+/* Lets UCX work, and handles the messages that came; true: something did. */
+bool kv_conns_progress(st_kv_link *l);
 /* Makes the endpoint. */
 ucs_status_t kv_conn_open(kv_conn *c, const unsigned char *address);
 void kv_conn_fail(kv_conn *c, st_status status, const char *fmt, ...) ST_PRINTF(3, 4);
@@ -246,7 +270,7 @@ void kv_offer_free(kv_offer *o);
 /* kv_link_fetch.c */
 void kv_fetch_add(st_kv_link *l, kv_fetch *f);
 void kv_fetches_greeted(st_kv_link *l, kv_conn *c);
-ucs_status_t kv_fetch_rows(kv_conn *c, const kv_rows *rows, void *data, size_t len, bool rndv);
+void kv_fetch_rows(kv_conn *c, const kv_rows *rows, const unsigned char *data, size_t len);
 void kv_fetch_stopped(kv_conn *c, const kv_end *e);
 void kv_fetches_conn_failed(st_kv_link *l, kv_conn *c);
 void kv_fetches_cancel(st_kv_link *l, bool all);

@@ -6,9 +6,9 @@
  *   ROWS   header; payload: the rows            prefill -> decode
  *   END    header with the text in it           either way
  *
- * The last three are active messages of UCX; their kind is the message's id. Decoding checks each
- * value for itself (ranges, lengths that agree); what only the receiver can know (is the id known,
- * the layer there) it checks itself. */
+ * The last three are messages of UCX, with the token as their tag: kind, header, payload. Decoding
+ * checks each value for itself (ranges, lengths that agree); what only the receiver can know (is
+ * the id known, the layer there) it checks itself. */
 #ifndef ST_TRANSFER_KV_LINK_MESSAGES_H
 #define ST_TRANSFER_KV_LINK_MESSAGES_H
 
@@ -17,10 +17,11 @@
 enum { KV_MSG_WANT = 1, KV_MSG_ROWS = 2, KV_MSG_END = 3 };
 
 enum {
-    KV_LINK_VERSION = 1,
+    KV_LINK_VERSION = 2,
     KV_HELLO_BYTES = 56, /* and the address */
     KV_ADDRESS_MAX = 32768,
     KV_HELLO_TOKEN = 40, /* where the token is */
+    KV_KIND_BYTES = 4,
     KV_WANT_BYTES = 32,
     KV_ROWS_BYTES = 28,
     KV_END_BYTES = 24,

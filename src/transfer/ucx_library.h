@@ -21,12 +21,12 @@
     X(ucp_worker_get_address)                                                                      \
     X(ucp_worker_release_address)                                                                  \
     X(ucp_worker_progress)                                                                         \
-    X(ucp_worker_set_am_recv_handler)                                                              \
     X(ucp_ep_create)                                                                               \
     X(ucp_ep_close_nbx)                                                                            \
     X(ucp_ep_flush_nbx)                                                                            \
-    X(ucp_am_send_nbx)                                                                             \
-    X(ucp_am_recv_data_nbx)                                                                        \
+    X(ucp_tag_send_nbx)                                                                            \
+    X(ucp_tag_probe_nb)                                                                            \
+    X(ucp_tag_msg_recv_nbx)                                                                        \
     X(ucp_request_check_status)                                                                    \
     X(ucp_request_free)                                                                            \
     X(ucs_status_string)

@@ -14,13 +14,15 @@ import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STARLING = os.environ.get("STARLING", os.path.join(ROOT, "build", "starling"))
+PATIENCE = 4 if os.environ.get("SANITIZED") else 1  # how much longer things may take
 CHAT = {"messages": [{"role": "user", "content": "What does courage mean?"}]}
 # A prompt that the lexicon answers without end: with ignore_eos it runs to max_tokens.
 ENDLESS = {**CHAT, "ignore_eos": True, "max_tokens": 1900}
 
 
-def wait_for(condition, seconds=10, what="condition"):
+def wait_for(condition, seconds=30, what="condition"):
     """Polls until condition() is true; sanitizer builds and loaded machines need the patience."""
+    seconds *= PATIENCE
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -55,7 +57,7 @@ class Server:
             self.process.send_signal(signal.SIGTERM)
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(60)  # a text being tokenized is finished first
+            self.process.wait(60 * PATIENCE)  # a text being tokenized is finished first
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -75,7 +77,7 @@ class Server:
         self.log.seek(0)
         return self.log.read()
 
-    def connect(self, timeout=30):
+    def connect(self, timeout=60):
         if self.uds:
             s = socket.socket(socket.AF_UNIX)
             s.settimeout(timeout)
@@ -86,7 +88,7 @@ class Server:
 
     def request(self, method, path, body=None, headers=None):
         """One request on a new connection: (status, headers, bytes)."""
-        c = http.client.HTTPConnection("127.0.0.1", self.port or 80, timeout=60)
+        c = http.client.HTTPConnection("127.0.0.1", self.port or 80, timeout=60 * PATIENCE)
         c.sock = self.connect(60)
         if isinstance(body, (dict, list)):
             body = json.dumps(body)
@@ -100,7 +102,7 @@ class Server:
         status, _, data = self.request(method, path, body, headers)
         return status, json.loads(data)
 
-    def raw(self, data, timeout=30):
+    def raw(self, data, timeout=60):
         """Sends bytes and reads until the server closes."""
         with self.connect(timeout) as s:
             s.sendall(data)

@@ -445,7 +445,7 @@ class Lifecycle(unittest.TestCase):
             got += read_all(s)
             self.assertEqual(events(got)[-1], b"[DONE]")
             self.assertEqual(json.loads(events(got)[-2])["choices"][0]["finish_reason"], "length")
-            self.assertEqual(server.process.wait(20), 0)
+            self.assertEqual(server.process.wait(60), 0)
             for c in (s, idle, kept):
                 c.close()
 
@@ -454,7 +454,7 @@ class Lifecycle(unittest.TestCase):
         s.close()
         self.assertEqual(events(got)[-1], b"[DONE]")
         self.assertIn("shutting down", error_of(events(got)[-2])["message"])
-        self.assertEqual(server.process.wait(20), 0)
+        self.assertEqual(server.process.wait(60), 0)
 
     def test_drain_deadline_ends_the_rest(self):
         with Server("--drain-timeout", "0") as server:

@@ -30,7 +30,7 @@ SIM_ENGINE = os.path.join(os.path.dirname(STARLING), "bench", "gateway", "sim_en
 NGINX = os.environ.get("NGINX", "/usr/sbin/nginx")
 NODE = os.environ.get("NODE", "node")
 SANITIZED = bool(os.environ.get("SANITIZED"))
-PATIENCE = 10 if SANITIZED else 3  # how much longer things may take
+PATIENCE = 15 if SANITIZED else 6  # how much longer things may take
 LEXICON = os.path.join(ROOT, "models", "lexicon", "int8")
 CHAT = {"model": "lexicon", "messages": [{"role": "user", "content": "What does courage mean?"}]}
 
@@ -47,29 +47,64 @@ def wait_for(condition, seconds=10, what="condition"):
         time.sleep(0.01)
 
 
+class Ports:
+    """Ports for this test process alone, below those that the system hands out: nobody else takes
+    one between two uses, when what listened there is started again."""
+    FIRST, EACH, SHARES = 20000, 400, 30
+
+    def __init__(self):
+        self.owner, self.next = None, 0
+
+    def share(self):
+        """Where this process's ports begin. A name in the abstract namespace says that it has them;
+        it is gone with the process."""
+        if not self.owner:
+            for i in range(self.SHARES):
+                owner = socket.socket(socket.AF_UNIX)
+                try:
+                    owner.bind(f"\0starling-test-ports-{i}")
+                except OSError:
+                    owner.close()
+                    continue
+                self.owner, self.first = owner, self.FIRST + i * self.EACH
+                break
+            else:
+                raise AssertionError(f"{self.SHARES} test processes use all ports")
+        return self.first
+
+    def take(self, n):
+        """n free ones in a row, not soon handed out again."""
+        first = self.share()
+        for _ in range(self.EACH):
+            if self.next + n > self.EACH:
+                self.next = 0
+            start = first + self.next
+            self.next += n
+            if all(self.free(port) for port in range(start, start + n)):
+                return start
+        raise AssertionError(f"no {n} free ports from {first} to {first + self.EACH - 1}")
+
+    @staticmethod
+    def free(port):
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                s.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+            return True
+
+
+PORTS = Ports()
+
+
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    return PORTS.take(1)
 
 
 def free_ports(n):
     """n ports in a row that are free now."""
-    for _ in range(100):
-        first = free_port()
-        sockets = []
-        try:
-            for port in range(first, first + n):
-                s = socket.socket()
-                sockets.append(s)
-                s.bind(("127.0.0.1", port))
-            return first
-        except OSError:
-            continue
-        finally:
-            for s in sockets:
-                s.close()
-    raise AssertionError(f"no {n} free ports in a row")
+    return PORTS.take(n)
 
 
 # ---- the text that stand-ins answer with (standins/common.mjs has the same) ----
@@ -155,6 +190,13 @@ class StandIn(Process):
     def __init__(self, kind, **options):
         self.kind, self.options = kind, options
         self.ports = {}
+        # Ports of its own, which stay the same when it is started again.
+        for name in ("port", "bootstrap_port") + (("side_port",) if kind == "vllm" else ()):
+            if not options.get(name):
+                options[name] = free_port()
+        if options.get("events_port") == 0:
+            options["events_port"] = free_ports(options.get("dp", 1))
+            options["replay_port"] = free_ports(options.get("dp", 1))
 
     def start(self):
         self.log = tempfile.TemporaryFile(mode="w+")
@@ -174,11 +216,6 @@ class StandIn(Process):
             self.kill()
         self.process.stdout.close()
         self.process.stdin.close()
-        names = {"port": "port", "control": "control_port", "events": "events_port",
-                 "replay": "replay_port", "side": "side_port", "bootstrap": "bootstrap_port"}
-        for key, option in names.items():
-            if self.ports.get(key) and key != "control":
-                self.options[option] = self.ports[key]
         self.start()
 
     def __exit__(self, *exc):
@@ -186,7 +223,7 @@ class StandIn(Process):
         if self.alive():
             self.process.stdin.close()
             try:
-                self.process.wait(10)
+                self.process.wait(10 * PATIENCE)
             except subprocess.TimeoutExpired:
                 self.kill()
         self.process.stdout.close()
@@ -204,7 +241,7 @@ class StandIn(Process):
         return f"127.0.0.1:{self.port}"
 
     def _control(self, method, path, body=None):
-        c = http.client.HTTPConnection("127.0.0.1", self.ports["control"], timeout=20)
+        c = http.client.HTTPConnection("127.0.0.1", self.ports["control"], timeout=20 * PATIENCE)
         c.request(method, path, None if body is None else json.dumps(body))
         r = c.getresponse()
         data = json.loads(r.read())

@@ -269,9 +269,9 @@ def test_engine_hangs():
 
 def test_answer_timeout():
     """An answer that is no stream comes when all of it is generated: it has a bound of its own."""
-    more = "retries 0;\nbreaker failures=100;\nfirst_token_timeout 1s;\nanswer_timeout {};"
-    for bound, want in ("60s", 200), ("1s", 504):
-        with gateway(more.format(bound), token_ms=100) as (gw, v):  # 2.4 s for all of it
+    more = "retries 0;\nbreaker failures=100;\nfirst_token_timeout 2s;\nanswer_timeout {};"
+    for bound, want in ("300s", 200), ("1s", 504):
+        with gateway(more.format(bound), token_ms=150) as (gw, v):  # 3.6 s for all of it
             status, body = gw.json("POST", "/v1/chat/completions", CHAT)
             assert status == want, (bound, status, body)
             gw.chat(CHAT).check_whole()
@@ -343,16 +343,16 @@ def test_body_memory():
         gw.reload()
         head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 7000000\r\n\r\n"
         held = [socket.create_connection(("127.0.0.1", gw.port), 20 * h.PATIENCE) for _ in range(5)]
-        refusals = 0
         for s in held:
             with contextlib.suppress(ConnectionError):
                 s.sendall(head + b" " * 6000000)
-        for s in held:
-            if h.readable(s, 1):
-                got = s.recv(65536)
-                refusals += 1
-                assert b" 503 " in got and b"Retry-After" in got and b'"error"' in got, got
-        assert refusals in (2, 3), refusals  # three when all grow side by side
+        wait_for(lambda: sum(h.readable(s, 0) for s in held) >= 2, 10, "two are refused")
+        time.sleep(0.5)
+        refused = [s for s in held if h.readable(s, 0)]
+        assert len(refused) in (2, 3), refused  # three when all grow side by side
+        for s in refused:
+            got = s.recv(65536)
+            assert b" 503 " in got and b"Retry-After" in got and b'"error"' in got, got
         for s in held:
             s.close()
         wait_for(lambda: gw.request("POST", "/v1/chat/completions",
@@ -430,14 +430,18 @@ def test_status_is_closed():
 
 
 def test_rate():
-    with gateway(more="rate requests=2 burst=3;") as (gw, _):
-        got = [gw.request("POST", "/v1/chat/completions", CHAT) for _ in range(8)]
-        assert [s for s, _, _ in got].count(200) in (3, 4, 5), [s for s, _, _ in got]
+    with gateway(more="rate requests=1 burst=3;") as (gw, _):
+        def ask():
+            return gw.request("POST", "/v1/chat/completions", CHAT)
+        started = time.monotonic()
+        got = h.in_threads([ask] * 20)
+        took = time.monotonic() - started
+        statuses = [s for s, _, _ in got]
+        assert 3 <= statuses.count(200) <= 4 + took, (statuses, took)
         status, headers, body = next(g for g in got if g[0] != 200)
         assert status == 429 and int(headers["Retry-After"]) >= 1, (status, headers)
         assert json.loads(body)["error"]["message"]
-        time.sleep(1)
-        assert gw.request("POST", "/v1/chat/completions", CHAT)[0] == 200
+        wait_for(lambda: ask()[0] == 200, 5, "the bucket fills")
         gw.more = ""
         gw.write_conf()
         gw.reload()

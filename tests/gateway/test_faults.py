@@ -1,6 +1,7 @@
 """Processes die, restart, reload, stall and vanish, in the middle of everything: every client gets
 its whole answer or a correct error, and all counters return to zero."""
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -22,7 +23,7 @@ def stack(kind="vllm", connector="nixl", n=2, more="", workers=2, **options):
     """n prefill and n decode stand-ins behind a gateway; every request is split."""
     with contextlib.ExitStack() as s:
         if kind == "vllm":
-            ps = [s.enter_context(StandIn(kind, role="prefill", connector=connector, lease_ms=800,
+            ps = [s.enter_context(StandIn(kind, role="prefill", connector=connector, lease_ms=4000,
                                           **options)) for _ in range(n)]
             ds = [s.enter_context(StandIn(kind, role="decode", connector=connector, **options))
                   for _ in range(n)]
@@ -125,7 +126,7 @@ def test_kill_at_phases():
                 if role == "prefill" and phase == "stream":
                     continue
                 with stack(kind, connector, 1, "queue timeout=3s;\nretries 1;", token_ms=5,
-                           first_token_ms=100) as (gw, [p], [d]):
+                           first_token_ms=500 if phase == "head" else 50) as (gw, [p], [d]):
                     victim = p if role == "prefill" else d
                     if phase == "request":
                         victim.fault(kill_on_request=1)
@@ -149,7 +150,7 @@ def test_kill_with_spare():
     """Before the first token the client sees nothing of an engine's death."""
     for kind, connector in KINDS:
         for side in (0, 1):
-            with stack(kind, connector, 2, token_ms=3, first_token_ms=100) as (gw, ps, ds):
+            with stack(kind, connector, 2, token_ms=3, first_token_ms=500) as (gw, ps, ds):
                 victims = (ps, ds)[side]
                 streams = [gw.stream(CHAT) for _ in range(6)]
                 wait_for(lambda v=victims: v[0].state()["running"] > 0, what="it runs")
@@ -263,6 +264,10 @@ def test_refusing_engines():
         gw.ready(2)
         gw.chat(CHAT).check_whole(WANT)
         # An engine that comes back while a request waits for it serves that request.
+        gw.more = gw.more.replace("queue timeout=1s", "queue timeout=60s")
+        gw.write_conf()
+        gw.reload()
+        gw.ready(2)
         d.fault(refuse=True)
         wait_for(lambda: any(x["health"] != "up" for x in gw.cluster()["engines"]), 10)
         threading.Timer(0.3, lambda: d.fault()).start()
@@ -282,28 +287,35 @@ def test_load_opens_no_breaker():
             gw.chat(CHAT).check_whole(WANT)
 
 
+def new_prompts():
+    """Prompts that no engine has seen: what was sent where before plays no part."""
+    return map(lambda i: [i % 1000 + k for k in range(30)], itertools.count())
+
+
 def test_breaker():
     """An engine that breaks again and again is left alone, and asked after."""
-    with StandIn("vllm") as good, StandIn("vllm") as bad, Gateway(
+    with StandIn("vllm", token_ms=10) as good, StandIn("vllm", token_ms=10) as bad, Gateway(
             [("all", "both", "vllm", [good.address, bad.address])],
             "breaker failures=3 pause=300ms max_pause=1s;") as gw:
         gw.ready()
         bad.fault(status=500)
-        # Prompts that no engine has seen: what was sent where before plays no part.
-        prompts = iter(range(10**6))
+        prompts = new_prompts()
 
         def ask():
-            prompt = [next(prompts) % 1000 + k for k in range(30)]
+            prompt = next(prompts)
             gw.chat({"model": "lexicon", "prompt": prompt, "max_tokens": 3},
                     "/v1/completions").check_whole(answer_text(prompt, 3))
+
+        def many():  # more at once than one engine should have, whichever was measured as faster
+            h.in_threads([ask] * 8)
             return True
-        for _ in range(30):
-            ask()
-        assert 3 <= bad.state()["requests"] <= 12, "the breaker never opened"
+        for _ in range(8):
+            many()
+        assert 3 <= bad.state()["requests"] <= 20, "the breaker never opened"
         bad.fault()
         gw.ready()
         before = bad.state()["requests"]
-        wait_for(lambda: ask() and bad.state()["requests"] > before + 2, 10,
+        wait_for(lambda: many() and bad.state()["requests"] > before + 2, 10,
                  "the engine is in use again")
         gw.check_idle(good, bad)
 
@@ -315,11 +327,11 @@ def test_breaker_pause_ends():
             [("all", "both", "vllm", [good.address, bad.address])],
             "health interval=60s;\nbreaker failures=3 pause=400ms max_pause=1s;", workers=4) as gw:
         gw.ready()
-        prompts = iter(range(10**6))
+        prompts = new_prompts()
 
         def ask():
-            gw.chat({"model": "lexicon", "prompt": [next(prompts) % 1000 + k for k in range(30)],
-                     "max_tokens": 3}, "/v1/completions").check_whole()
+            gw.chat({"model": "lexicon", "prompt": next(prompts), "max_tokens": 3},
+                    "/v1/completions").check_whole()
 
         def many():  # more at once than one engine should have
             h.in_threads([ask] * 12)
@@ -379,16 +391,16 @@ def test_limits_and_queue():
         for e in (a, b):
             assert e.state()["most_running"] <= 3, e.state()
         gw.check_idle(a, b)
-    with StandIn("vllm", token_ms=100) as a, Gateway(
+    with StandIn("vllm", token_ms=200) as a, Gateway(
             [("all", "both", "vllm", [f"{a.address} max_requests=1"])],
-            "queue size=10 timeout=300ms;") as gw:
+            "queue size=10 timeout=1s;") as gw:
         gw.ready()
         first = gw.stream(CHAT)
         first.next()
         started = time.monotonic()
         s = gw.chat(CHAT)
         s.check_error(429)
-        assert 0.2 < time.monotonic() - started < 2 * h.PATIENCE, "the deadline does not hold"
+        assert 0.9 < time.monotonic() - started < 3 * h.PATIENCE, "the deadline does not hold"
         # Who leaves while waiting leaves nothing in the queue.
         waiting = [gw.stream(CHAT) for _ in range(5)]
         wait_for(lambda: gw.cluster()["waiting"] > 0, what="somebody waits")

@@ -44,7 +44,7 @@ def test_failures():
                             ({"garbage_event": 2}, "format"), ({"no_done": 1}, "format"),
                             ({"error_event": 2}, "error event"), ({"hang_after": 2}, "timeout")):
             v.fault(**fault)
-            got = load(url, *args, "--timeout", 0.5, code=1)
+            got = load(url, *args, "--timeout", 2, code=1)
             assert got["ok"] == 0 and got["failures"] == {name: 4} and got["first_error"], (fault, got)
         v.fault(close_before_head=1, times=1)
         got = load(url, *args, code=1)

@@ -80,8 +80,8 @@ def test_closed_to_others():
 
 def test_phases():
     """Requests in flight are shown with their phase; each phase has a histogram."""
-    with StandIn("vllm", role="prefill", connector="nixl", first_token_ms=400) as p, \
-            StandIn("vllm", role="decode", connector="nixl", token_ms=20) as d, \
+    with StandIn("vllm", role="prefill", connector="nixl", first_token_ms=1000) as p, \
+            StandIn("vllm", role="decode", connector="nixl", token_ms=50) as d, \
             Gateway([("p", "prefill", "vllm", [p.address]), ("d", "decode", "vllm", [d.address])],
                     "policy skip_prefill=0;") as gw:
         gw.ready()
@@ -103,7 +103,7 @@ def test_phases():
         for name in PHASES:
             assert gw.metric(f'starling_phase_seconds_count{{cluster="main",phase="{name}"}}') == 1, name
         running = gw.metric('starling_phase_seconds_sum{cluster="main",phase="decode_waiting"}')
-        assert 0.3 < running < 3 * h.PATIENCE, f"prefill took 0.4 s, the histogram says {running}"
+        assert 0.9 < running < 3 * h.PATIENCE, f"prefill took 1 s, the histogram says {running}"
 
 
 @contextlib.contextmanager

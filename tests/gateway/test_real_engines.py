@@ -115,6 +115,15 @@ def test_many():
             h.in_threads([lambda i=i: ask(i) for i in range(24)])
 
 
+def settled(gw):
+    """Until no more events come."""
+    def still():
+        before = gw.cluster()["index"]["holdings"]
+        time.sleep(0.5)
+        return gw.cluster()["index"]["holdings"] == before
+    wait_for(still, 10, "the index follows")
+
+
 def test_turns_match():
     """Later turns find earlier ones: the engines' events reach the gateway's index."""
     with cluster("sequential", more="policy skip_prefill=0;") as (gw, _, _):
@@ -126,7 +135,8 @@ def test_turns_match():
             assert turn == 0 or matched >= 64, f"turn {turn}: {matched} tokens matched"
             messages += [{"role": "assistant", "content": s.text},
                          {"role": "user", "content": "And what then?"}]
-            time.sleep(0.5 * h.PATIENCE)
+            time.sleep(0.2)
+            settled(gw)
 
 
 def test_events_come_and_go():

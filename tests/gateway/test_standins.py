@@ -51,7 +51,7 @@ def test_answers():
 
 
 def test_nixl():
-    with StandIn("vllm", role="prefill", lease_ms=300) as p, StandIn("vllm", role="decode") as d:
+    with StandIn("vllm", role="prefill", lease_ms=1500) as p, StandIn("vllm", role="decode") as d:
         leg = {"prompt": IDS, **PREFILL, "kv_transfer_params": PREFILL_KV}
         status, text = post(p, leg, headers=ID)
         assert status == 200
@@ -150,7 +150,7 @@ def test_events():
             out = subprocess.run(
                 [h.NODE, f"{h.HERE}/standins/events_check.mjs", str(v.ports["events"]),
                  str(v.ports["replay"]), "4", "3", str(v.ports["control"]),
-                 *map(json.dumps, orders)], capture_output=True, text=True, timeout=30, check=True)
+                 *map(json.dumps, orders)], capture_output=True, text=True, timeout=30 * h.PATIENCE, check=True)
             got = json.loads(out.stdout)
             # Two blocks a batch: 0, 1, 2; batch 3 is lost; 4 clears.
             assert [b[:2] for b in got["live"]] == [["kv@x", 0], ["kv@x", 1], ["kv@x", 2],

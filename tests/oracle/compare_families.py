@@ -65,12 +65,12 @@ def make_sure(folder, preset, dtype):
     raise RuntimeError(f'no seed with {MIN_SURE} sure positions')
 
 
-def compare(engine, preset, dtype):
+def compare(engine, lengths, preset, dtype):
     """Returns (ok, text)."""
     with tempfile.TemporaryDirectory() as folder:
         tokens, oracle, reference, sure = make_sure(folder, preset, dtype)
         errors, ok = [], True
-        for n in LENGTHS:
+        for n in lengths:
             x, r = engine.logits(folder, tokens[:n]), reference[:n]
             if x.shape != r.shape:
                 raise RuntimeError(f'logits {x.shape}, expected {r.shape}')
@@ -111,13 +111,13 @@ def bf16_kv(engine, table, only):
                       f'median {median:.1e}; to F32 KV {rounding:.1e}')
 
 
-def families(engine, table, only):
+def families(engine, table, only, lengths):
     cases = [(p, d) for p in make_checkpoint.PRESETS if p.startswith('tiny-') for d in DTYPES
              if only in f'{p} {d}']
 
     def run(case):
         try:
-            return compare(engine, *case)
+            return compare(engine, lengths, *case)
         except RuntimeError as e:
             return False, str(e)
 
@@ -184,11 +184,13 @@ def main():
     ap.add_argument('--starling', default=os.path.join(ROOT, 'build', 'starling'))
     ap.add_argument('--isa', help='kernels to use (STARLING_CPU)')
     ap.add_argument('--only', default='', help='checkpoints whose "preset DTYPE" contains this')
+    ap.add_argument('--ends', action='store_true', help='only the shortest and the longest prompt')
     ap.add_argument('--no-lexicon', action='store_true')
     args = ap.parse_args()
     engine, table = Engine(args.starling, args.isa), Table()
-    print(f'relative error at {LENGTHS} tokens')
-    families(engine, table, args.only)
+    lengths = (LENGTHS[0], LENGTHS[-1]) if args.ends else LENGTHS
+    print(f'relative error at {lengths} tokens')
+    families(engine, table, args.only, lengths)
     bf16_kv(engine, table, args.only)
     if not args.no_lexicon:
         lexicon_logits(engine, table)

@@ -344,7 +344,7 @@ static void what_is_no_longer_kept_comes_whole(void **state)
         run_chain(e, (int)below(CHAINS), CHAIN_BLOCKS);
         st_event_publisher_flush(e->publisher);
         if (r % 10 == 0) { /* let it be more than eight batches */
-            struct timespec t = {0, 1000000};
+            struct timespec t = {0, 10000000};
             nanosleep(&t, NULL);
         }
     }
@@ -471,7 +471,7 @@ static void bad_options_are_named(void **state)
     assert_null(q);
     uint64_t t0 = st_now_ns();
     st_event_publisher_free(p);
-    assert_true(st_now_ns() - t0 < 1000000000u);
+    assert_true(st_now_ns() - t0 < 10000000000u); /* it waits for nobody */
     st_event_publisher_free(NULL);
 }
 

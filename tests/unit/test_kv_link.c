@@ -4,49 +4,21 @@
 
 #include <arpa/inet.h>
 #include <pthread.h>
-#include <stdatomic.h>
-#include <stdio.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "base/clock.h"
+#include "kv_link_endings.h"
 #include "kv_link_stores.h"
 #include "transfer/kv_link_messages.h"
 #include "transfer/kv_row_ranges.h"
-
-#define MS 1000000u
 
 static uint64_t seed = 20261122;
 
 /* ---- what is waited for ---- */
 
-typedef struct ending {
-    atomic_int calls;
-    st_status status;
-    char text[1024];
-} ending;
-
-static void on_over(void *user, const st_transfer_id *id, st_status status, const st_error *err)
-{
-    ending *e = user;
-    e->status = status;
-    snprintf(e->text, sizeof e->text, "%s", status == ST_OK ? "" : err->text);
-    atomic_fetch_add(&e->calls, 1);
-}
-
-static void nap(uint64_t ns)
-{
-    struct timespec t = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-    nanosleep(&t, NULL);
-}
-
 static void await(ending *e)
 {
-    uint64_t until = st_now_ns() + 20000 * (uint64_t)MS;
-    while (!atomic_load(&e->calls) && st_now_ns() < until)
-        nap(100000);
-    assert_int_equal(atomic_load(&e->calls), 1);
+    assert_int_equal(await_calls(e), 1);
 }
 
 static void await_status(ending *e, st_status status)
@@ -450,7 +422,9 @@ static void test_cancel(void **state)
             ok++;
         } else {
             assert_int_equal(done.status, ST_ECANCELLED);
-            assert_int_equal(over.status, ST_ECANCELLED);
+            /* The last row may have left when the fetcher cancels. */
+            if (!(turn & 1) || over.status != ST_OK)
+                assert_int_equal(over.status, ST_ECANCELLED);
             if (!(turn & 1))
                 assert_says(&done, "the request was aborted");
         }
