@@ -59,5 +59,5 @@ void st_gqa_run(st_model *m, const st_step *s, int32_t layer)
     if (st_step_ends_with_kv(m, s, layer))
         return;
     st_model_attention(m, s, layer, w->o.x, w->q);
-    st_model_output_projection(m, s, l, &a->o);
+    st_model_output_projection(m, s, l, &a->o, false);
 }

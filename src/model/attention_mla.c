@@ -7,9 +7,6 @@
 
 #include "model/model_impl.h"
 
-/* Tokens of one (head, token group) task. */
-#define HEAD_TASK_TOKENS 32
-
 typedef struct mla_run {
     st_model *m;
     const st_step *s;
@@ -95,8 +92,8 @@ static void query_task(void *arg, size_t task, int worker)
     const mla_run *r = arg;
     const st_work *w = &r->m->work;
     int32_t heads = r->m->config.n_heads, h = (int32_t)(task % (size_t)heads);
-    int32_t row = (int32_t)(task / (size_t)heads) * HEAD_TASK_TOKENS;
-    int32_t end = row + HEAD_TASK_TOKENS < r->s->n ? row + HEAD_TASK_TOKENS : r->s->n;
+    int32_t row = (int32_t)(task / (size_t)heads) * ST_HEAD_TASK_TOKENS;
+    int32_t end = row + ST_HEAD_TASK_TOKENS < r->s->n ? row + ST_HEAD_TASK_TOKENS : r->s->n;
     for (int32_t next; row < end; row = next) {
         next = same_way(w, row, end);
         if (w->expanded[row])
@@ -104,6 +101,22 @@ static void query_task(void *arg, size_t task, int worker)
         else
             absorb_queries(r, h, row, next);
     }
+}
+
+/* Whoever brings a group of tokens its last head quantizes its rows: they are complete then, those
+ * attended expanded were before. */
+static void quantize_finished(const mla_run *r, size_t task)
+{
+    st_model *m = r->m;
+    size_t group = task / (size_t)m->config.n_heads;
+    if (!m->layers[r->layer].quantize_o ||
+        atomic_fetch_add_explicit(&m->work.heads_done[group], 1, memory_order_acq_rel) + 1 <
+            m->config.n_heads)
+        return;
+    int32_t row = (int32_t)group * ST_HEAD_TASK_TOKENS;
+    int32_t n = r->s->n - row < ST_HEAD_TASK_TOKENS ? r->s->n - row : ST_HEAD_TASK_TOKENS;
+    st_act a = st_rows_act(&m->work.o, row, n);
+    m->k->quantize(&a);
 }
 
 /* Absorbed outputs of one head and a group of tokens: out of the latent space. */
@@ -114,8 +127,8 @@ static void value_task(void *arg, size_t task, int worker)
     const st_model_config *c = &m->config;
     const st_work *w = &m->work;
     int32_t h = (int32_t)(task % (size_t)c->n_heads), v = c->v_head_dim;
-    int32_t row = (int32_t)(task / (size_t)c->n_heads) * HEAD_TASK_TOKENS;
-    int32_t end = row + HEAD_TASK_TOKENS < r->s->n ? row + HEAD_TASK_TOKENS : r->s->n;
+    int32_t row = (int32_t)(task / (size_t)c->n_heads) * ST_HEAD_TASK_TOKENS;
+    int32_t end = row + ST_HEAD_TASK_TOKENS < r->s->n ? row + ST_HEAD_TASK_TOKENS : r->s->n;
     size_t ldl = (size_t)c->n_heads * (size_t)c->kv_lora_rank, ldo = (size_t)c->n_heads * (size_t)v;
     for (int32_t next; row < end; row = next) {
         next = same_way(w, row, end);
@@ -128,6 +141,7 @@ static void value_task(void *arg, size_t task, int worker)
         m->k->matmul(w->o.x + (size_t)row * ldo + (size_t)h * (size_t)v, ldo, &a,
                      &m->layers[r->layer].mla.uv[h], 0, v);
     }
+    quantize_finished(r, task);
 }
 
 static void attend_expanded(const mla_run *r)
@@ -178,13 +192,15 @@ void st_mla_run(st_model *m, const st_step *s, int32_t layer)
         st_op_matmul(m->ops, &q_b, 1);
     }
     size_t head_tasks =
-        (size_t)c->n_heads * (size_t)((s->n + HEAD_TASK_TOKENS - 1) / HEAD_TASK_TOKENS);
+        (size_t)c->n_heads * (size_t)((s->n + ST_HEAD_TASK_TOKENS - 1) / ST_HEAD_TASK_TOKENS);
     st_op_run(m->ops, ST_OP_MATMUL_F, head_tasks, query_task, &run);
     if (w->n_expanded_seqs > 0)
         attend_expanded(&run);
     if (w->n_seqs > 0) {
         st_model_attention(m, s, layer, w->o_lat, w->q_lat);
+        for (size_t i = 0; i < head_tasks / (size_t)c->n_heads; i++)
+            atomic_store_explicit(&w->heads_done[i], 0, memory_order_relaxed);
         st_op_run(m->ops, ST_OP_MATMUL_F, head_tasks, value_task, &run);
     }
-    st_model_output_projection(m, s, l, &a->o);
+    st_model_output_projection(m, s, l, &a->o, w->n_seqs > 0);
 }

@@ -80,10 +80,10 @@ static void quantize_o_task(void *arg, size_t task, int worker)
 }
 
 void st_model_output_projection(st_model *m, const st_step *s, const st_layer *l,
-                                const st_linear *o)
+                                const st_linear *o, bool quantized)
 {
     st_work *w = &m->work;
-    if (l->quantize_o) {
+    if (l->quantize_o && !quantized) {
         row_run run = {.m = m, .n = s->n};
         run_rows(&run, ST_OP_QUANTIZE, quantize_o_task, w->o.k);
     }

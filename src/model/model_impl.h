@@ -59,21 +59,24 @@ typedef struct st_rows {
     int32_t k;
 } st_rows;
 
+enum { ST_HEAD_TASK_TOKENS = 32 }; /* tokens of one (head, group of tokens) task of MLA */
+
 /* Working memory of a step, sized once from the options: T = max_batch_tokens, K = experts per
  * token, R = T * K rows of chosen experts. */
 typedef struct st_work {
     void *memory;
-    float *x;               /* [T, hidden] residual stream */
-    st_rows in;             /* [T, hidden] normed input of attention, then of the MLP */
-    float *branch;          /* [T, hidden] output of attention, then of the MLP */
-    float *cos_sin;         /* [T, rope dim] */
-    size_t *kv_at;          /* [T] byte offset of the token's KV row within a layer */
-    float *q;               /* [T, n_heads * q head size] */
-    float *kv;              /* [T, kv row] new KV rows, before conversion */
-    st_rows o;              /* [T, n_heads * v head size] attention output, the input of o_proj */
-    st_rows q_a;            /* MLA: [T, q_lora] */
-    float *q_lat;           /* MLA: [T, n_heads, kv_lora + rope] */
-    float *o_lat;           /* MLA: [T, n_heads, kv_lora] */
+    float *x;       /* [T, hidden] residual stream */
+    st_rows in;     /* [T, hidden] normed input of attention, then of the MLP */
+    float *branch;  /* [T, hidden] output of attention, then of the MLP */
+    float *cos_sin; /* [T, rope dim] */
+    size_t *kv_at;  /* [T] byte offset of the token's KV row within a layer */
+    float *q;       /* [T, n_heads * q head size] */
+    float *kv;      /* [T, kv row] new KV rows, before conversion */
+    st_rows o;      /* [T, n_heads * v head size] attention output, the input of o_proj */
+    st_rows q_a;    /* MLA: [T, q_lora] */
+    float *q_lat;   /* MLA: [T, n_heads, kv_lora + rope] */
+    float *o_lat;   /* MLA: [T, n_heads, kv_lora] */
+    _Atomic int32_t *heads_done; /* MLA: [T / ST_HEAD_TASK_TOKENS + 1] of a group of tokens */
     st_rows h;              /* [T, intermediate] silu(gate) * up of dense MLP or shared experts */
     float *router;          /* [T, n_experts] */
     int32_t *choice;        /* [T, K] experts by descending score */
@@ -200,8 +203,8 @@ void st_kv_put(const st_model *m, const st_step *s, int32_t layer, int32_t row, 
 st_kv_layer st_kv_layer_of(const st_step *s, int32_t layer);
 /* Attention in one layer of the rows in work.seqs; shapes as st_op_attention's. */
 void st_model_attention(st_model *m, const st_step *s, int32_t layer, float *out, const float *q);
-/* branch = o_proj(work.o) */
+/* branch = o_proj(work.o). quantized: work.o has its int8 form, if the layer needs one. */
 void st_model_output_projection(st_model *m, const st_step *s, const st_layer *l,
-                                const st_linear *o);
+                                const st_linear *o, bool quantized);
 
 #endif
