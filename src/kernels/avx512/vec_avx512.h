@@ -22,7 +22,7 @@ enum {
 };
 
 /* Attention has rows in lanes where at least so many heads share their keys. */
-#define AT_LANES 3
+#define AT_LANES 8
 
 static inline vf vf_zero(void)
 {
@@ -259,82 +259,41 @@ static inline __attribute__((always_inline)) void vf_transpose(vf t[VL])
         t[i] = u[i];
 }
 
-/* ---- `per` lanes for one row: 1, 2 or 4, a constant where these are used ---- */
+/* ---- `per` lanes for one row: 1 or 2, a constant where these are used ---- */
 
 /* per floats, again and again. */
 static inline __attribute__((always_inline)) vf vf_repeat(int per, const float *p)
 {
-    return per == 1   ? _mm512_set1_ps(*p)
-           : per == 2 ? _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_load_sd((const void *)p)))
-                      : _mm512_broadcast_f32x4(_mm_loadu_ps(p));
+    return per == 1 ? _mm512_set1_ps(*p)
+                    : _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_load_sd((const void *)p)));
 }
-/* Row r's element, the r-th of v, to all lanes of row r. */
-static inline __attribute__((always_inline)) vf vf_widen_rows(int per, vf v)
+/* Half of v, every element twice: a a b b ... */
+static inline vf vf_twice(vf v)
 {
     const __m512i by2 = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    const __m512i by4 = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-    return per == 1 ? v : _mm512_permutexvar_ps(per == 2 ? by2 : by4, v);
+    return _mm512_permutexvar_ps(by2, v);
 }
 /* Lane i of every row to all its lanes. */
 static inline __attribute__((always_inline)) vf vf_spread(int per, vf v, int i)
 {
-    switch (per * 4 + i) {
-    case 8:
-        return _mm512_moveldup_ps(v);
-    case 9:
-        return _mm512_movehdup_ps(v);
-    case 16:
-        return _mm512_permute_ps(v, 0x00);
-    case 17:
-        return _mm512_permute_ps(v, 0x55);
-    case 18:
-        return _mm512_permute_ps(v, 0xaa);
-    case 19:
-        return _mm512_permute_ps(v, 0xff);
-    default:
-        return v;
-    }
+    return per == 1 ? v : i == 0 ? _mm512_moveldup_ps(v) : _mm512_movehdup_ps(v);
 }
 /* The largest lane of every row, in all its lanes. */
 static inline __attribute__((always_inline)) vf vf_row_max(int per, vf v)
 {
-    if (per >= 2)
-        v = _mm512_max_ps(v, _mm512_permute_ps(v, 0xb1));
-    if (per == 4)
-        v = _mm512_max_ps(v, _mm512_permute_ps(v, 0x4e));
-    return v;
+    return per == 1 ? v : vf_max(v, vf_swap_pairs(v));
 }
 /* t[j][d] in order d, j: per vectors become one of VL*per elements. */
-static inline __attribute__((always_inline)) void vf_interleave(int per, vf t[4])
+static inline __attribute__((always_inline)) void vf_interleave(int per, vf t[2])
 {
     if (per == 1)
         return;
-    vf ab0 = _mm512_unpacklo_ps(t[0], t[1]), ab1 = _mm512_unpackhi_ps(t[0], t[1]);
-    if (per == 2) {
-        const __m512i lo = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
-        const __m512i hi = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
-        __m512d a = _mm512_castps_pd(ab0), b = _mm512_castps_pd(ab1);
-        t[0] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, lo, b));
-        t[1] = _mm512_castpd_ps(_mm512_permutex2var_pd(a, hi, b));
-        return;
-    }
-    __m512d ab[2] = {_mm512_castps_pd(ab0), _mm512_castps_pd(ab1)};
-    __m512d cd[2] = {_mm512_castps_pd(_mm512_unpacklo_ps(t[2], t[3])),
-                     _mm512_castps_pd(_mm512_unpackhi_ps(t[2], t[3]))};
-    vf u[4]; /* u[i]: all of t at 4q + i in quarter q */
-    for (int i = 0; i < 2; i++) {
-        u[2 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab[i], cd[i]));
-        u[2 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab[i], cd[i]));
-    }
-    vf even[2], odd[2]; /* quarters 0, 2 of u[0] and u[1] (u[2] and u[3]); quarters 1, 3 */
-    for (int i = 0; i < 2; i++) {
-        even[i] = _mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0x88);
-        odd[i] = _mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0xdd);
-    }
-    t[0] = _mm512_shuffle_f32x4(even[0], even[1], 0x88);
-    t[2] = _mm512_shuffle_f32x4(even[0], even[1], 0xdd);
-    t[1] = _mm512_shuffle_f32x4(odd[0], odd[1], 0x88);
-    t[3] = _mm512_shuffle_f32x4(odd[0], odd[1], 0xdd);
+    const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    const __m512i high =
+        _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
+    vf a = t[0], b = t[1];
+    t[0] = _mm512_permutex2var_ps(a, low, b);
+    t[1] = _mm512_permutex2var_ps(a, high, b);
 }
 
 static inline vi vi_zero(void)
