@@ -1,5 +1,6 @@
 /* The same request gives the same bits: at any batch size, chunking of the prompt, block size,
- * number of threads, with and without prefix cache, after preemption. */
+ * number of threads, with and without prefix cache, after preemption, wherever a prompt's expanded
+ * part ends. */
 #include "engine_harness.h"
 
 #include <stdlib.h>
@@ -173,6 +174,100 @@ static void preemption(void **state)
     }
 }
 
+/* ---- prompts that attend expanded, up to a point that depends on their length ---- */
+
+static const int32_t lengths[] = {16, 17, 33, 255, 256, 257, 512, 513, 545};
+enum { N_LENGTHS = sizeof lengths / sizeof *lengths, LONGEST = 545, ANSWER = 20 };
+static int32_t text[LONGEST + ANSWER]; /* all prompts begin with it: they share what they may */
+
+static st_request of_length(int32_t n)
+{
+    st_request r = greedy_request(text, n, ANSWER);
+    r.sampling.ignore_eos = true;
+    r.sampling.logprobs = 3;
+    return r;
+}
+
+/* The longest first, so that the others could find its blocks. */
+static void run_lengths(st_engine *e, bool at_once, recorder *out)
+{
+    for (int i = N_LENGTHS - 1; i >= 0; i--) {
+        st_request r = of_length(lengths[i]);
+        submit(e, &r, &out[i]);
+        if (!at_once)
+            recorder_wait(&out[i]);
+    }
+    for (int i = 0; i < N_LENGTHS; i++)
+        recorder_wait(&out[i]);
+}
+
+static void expanded_prompts(void **state)
+{
+    (void)state;
+    static const struct {
+        int threads;
+        bool at_once;
+        st_engine_options o;
+    } runs[] = {
+        {1, true, {.kv_dtype = ST_BF16, .max_prefill_chunk = 16}},
+        {2, true, {.kv_dtype = ST_BF16, .disable_prefix_caching = true}},
+        {2, false, {.kv_dtype = ST_BF16, .max_prefill_chunk = 100}},
+        {1, false, {.kv_dtype = ST_BF16, .block_size = 7, .max_prefill_chunk = 512}},
+        {2, true, {.kv_dtype = ST_BF16, .block_size = 32, .max_num_batched_tokens = 90}},
+    };
+    long_prompt(text, LONGEST, 3);
+    st_engine_options alone = {.kv_dtype = ST_BF16, .disable_prefix_caching = true};
+    st_engine *e = make_engine(harness_model("int8", 1), &alone);
+    run_lengths(e, false, expected);
+    free_engine(e);
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        if (SLOW_BUILD && i > 1)
+            break;
+        e = make_engine(harness_model("int8", runs[i].threads), &runs[i].o);
+        run_lengths(e, runs[i].at_once, got);
+        for (int j = 0; j < N_LENGTHS; j++)
+            assert_same(&got[j], &expected[j]);
+        free_engine(e);
+    }
+}
+
+static void one_token_at_a_time(void **state)
+{
+    (void)state;
+    long_prompt(text, LONGEST, 3);
+    for (int chunk = 1; chunk >= 0; chunk--) {
+        st_engine_options o = {.kv_dtype = ST_F32, .max_prefill_chunk = chunk};
+        st_engine *e = make_engine(harness_model("int8", 1), &o);
+        st_request r = of_length(113);
+        submit(e, &r, &got[chunk]);
+        recorder_wait(&got[chunk]);
+        free_engine(e);
+    }
+    assert_same(&got[1], &got[0]);
+}
+
+/* An answer that comes back as part of the next prompt attends otherwise there: its blocks are not
+ * taken for the prompt's. */
+static void an_answer_that_is_sent_back(void **state)
+{
+    (void)state;
+    long_prompt(text, LONGEST, 5);
+    for (int cached = 0; cached < 2; cached++) {
+        st_engine_options o = {.kv_dtype = ST_BF16, .disable_prefix_caching = !cached};
+        st_engine *e = make_engine(harness_model("int8", 1), &o);
+        st_request r = of_length(44);
+        submit(e, &r, &got[2]);
+        recorder_wait(&got[2]);
+        memcpy(text + 44, got[2].tokens, ANSWER * sizeof *text);
+        r = of_length(44 + ANSWER + 20);
+        submit(e, &r, &got[cached]);
+        recorder_wait(&got[cached]);
+        free_engine(e);
+    }
+    assert_same(&got[1], &got[0]);
+    assert_int_equal(got[1].cached_tokens, 32); /* of 64 that the first request had left behind */
+}
+
 static int teardown(void **state)
 {
     (void)state;
@@ -191,6 +286,9 @@ int main(void)
         cmocka_unit_test(other_weights_and_kv_types),
         cmocka_unit_test(the_best_logits_are_enough),
         cmocka_unit_test(preemption),
+        cmocka_unit_test(expanded_prompts),
+        cmocka_unit_test(one_token_at_a_time),
+        cmocka_unit_test(an_answer_that_is_sent_back),
     };
     return cmocka_run_group_tests_name("engine_bits", tests, NULL, teardown);
 }

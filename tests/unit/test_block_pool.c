@@ -96,6 +96,8 @@ static void hashes_cover_everything(void **state)
         assert_true(same(a, st_block_hash_next(roots[i], tokens, 4, 0)));
         assert_false(same(a, st_block_hash_next(roots[i], other, 4, 0)));
         assert_false(same(a, st_block_hash_next(roots[i], tokens, 3, 0)));
+        assert_false(same(a, st_block_hash_next(roots[i], tokens, 4, 4)));
+        assert_false(same(a, st_block_hash_next(roots[i], tokens, 4, 3)));
         assert_false(same(a, st_block_hash_next(a, tokens, 4, 0)));
         for (size_t j = 0; j < i; j++) {
             assert_false(same(roots[i], roots[j]));

@@ -490,6 +490,32 @@ static void long_values_are_cut_in_messages(void **state)
     assert_memory_equal(dots - 3, "\xE4\xBD\xA0", 3);
 }
 
+static void expanded_until_depends_on_the_prompt_alone(void **state)
+{
+    (void)state;
+    st_model_config c = {.attn = ST_ATTN_MLA,
+                         .kv_lora_rank = 512,
+                         .qk_nope_head_dim = 128,
+                         .qk_rope_head_dim = 64,
+                         .v_head_dim = 128};
+    static const int32_t cases[][2] = {{-1, 0},      {0, 0},       {1, 0},       {16, 0},
+                                       {17, 16},     {255, 240},   {256, 240},   {257, 256},
+                                       {511, 496},   {512, 480},   {513, 512},   {544, 512},
+                                       {545, 544},   {1024, 960},  {1025, 1024}, {2048, 1920},
+                                       {4096, 3840}, {4097, 4096}, {8192, 7936}, {100000, 99840}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+        assert_int_equal(st_model_expanded_until(&c, cases[i][0]), cases[i][1]);
+    assert_int_equal(st_model_expanded_until(&c, INT32_MAX), INT32_MAX / 256 * 256);
+    for (int32_t n = 1; n < 20000; n++) {
+        int32_t until = st_model_expanded_until(&c, n);
+        assert_true(until % 16 == 0 && until < n && n - until <= 256);
+    }
+    c.kv_lora_rank = 128; /* an expanded pair would cost as much */
+    assert_int_equal(st_model_expanded_until(&c, 512), 0);
+    c.attn = ST_ATTN_GQA;
+    assert_int_equal(st_model_expanded_until(&c, 512), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -505,6 +531,7 @@ int main(void)
         cmocka_unit_test(broken_json_is_refused_with_its_place),
         cmocka_unit_test(every_truncation_is_an_error),
         cmocka_unit_test(long_values_are_cut_in_messages),
+        cmocka_unit_test(expanded_until_depends_on_the_prompt_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
