@@ -25,8 +25,9 @@ typedef enum st_weight_type {
  * data needs no alignment. */
 typedef struct st_weight_rows {
     st_weight_type type;
-    int32_t n, k;        /* n rows are present here */
-    int32_t group;       /* inputs per scale. I4: a multiple of 32, or k; F8: even, or k; else 0 */
+    int32_t n, k;  /* n rows are present here */
+    int32_t group; /* inputs per scale. I4: a multiple of 32, or k, at most 65536; F8: even, or k;
+                      else 0 */
     const void *data;    /* F32, F16, BF16, F8: elements; I8: int8; I4: a byte each, 0..15 */
     const float *scale;  /* I8: [n]; I4, F8: [n][groups]; else NULL */
     const uint8_t *zero; /* I4: [n][groups], 0..15; NULL: 8 everywhere */

@@ -209,7 +209,7 @@ static void extremes_are_exact(void **state)
 {
     static const int8_t xs[] = {127, -127};
     static const uint8_t i8[] = {127, 0x80}, i4[] = {15, 0};
-    enum { N = 5, K = 66000, M = 2 };
+    enum { N = 40, K = 65536, M = 2 };
     for (int t = 1; t < kt_n_tables; t++)
         for (int e = 0; e < 8; e++) {
             bool four = e & 4;

@@ -11,6 +11,7 @@
 #define PK_ROWS       6
 #define PK_QUAD       0
 #define PK_INT_OFFSET 0
+#define PK_I4_HIGH    1
 
 #include "kernels/simd/simd_pack.inc"
 #include "kernels/simd/simd_packed_tile.inc"
@@ -62,6 +63,7 @@ double st_avx2_peak_i8(int steps)
         for (int i = 0; i < CHAINS; i++)
             acc[i] = vi_add(acc[i], vi_madd(w, acc[i]));
     }
+    ST_UNROLL
     for (int i = 1; i < CHAINS; i++)
         acc[0] = vi_add(acc[0], acc[i]);
     __asm__ volatile("" : : "v"(acc[0]));

@@ -12,6 +12,7 @@
 #define PK_ROWS       12
 #define PK_QUAD       1
 #define PK_INT_OFFSET 128
+#define PK_I4_HIGH    16 /* high halves are masked, not shifted */
 
 #include "kernels/simd/simd_pack.inc"
 #include "kernels/simd/simd_packed_tile.inc"
@@ -36,7 +37,7 @@ ST_INLINE const unsigned char *pk_int_rounds(st_weight_type type, int mr, vi acc
                                              int lines)
 {
     const int8_t *base[PK_BASES];
-    const vi low = _mm512_set1_epi8(15);
+    const vi low = _mm512_set1_epi8(15), high = _mm512_set1_epi8((char)0xf0);
     const unsigned char *ahead = *fetch;
     size_t ld = t->ldx;
     ST_UNROLL
@@ -51,7 +52,7 @@ ST_INLINE const unsigned char *pk_int_rounds(st_weight_type type, int mr, vi acc
                 w1 = _mm512_load_si512(w + 64);
                 w += 128;
             } else {
-                w1 = _mm512_and_si512(_mm512_srli_epi16(w0, 4), low);
+                w1 = _mm512_and_si512(w0, high);
                 w0 = _mm512_and_si512(w0, low);
                 w += 64;
             }
@@ -112,6 +113,7 @@ double st_avx512vnni_peak_i8(int steps)
         for (int i = 0; i < CHAINS; i++)
             __asm__("vpdpbusd %1, %1, %0" : "+v"(acc[i]) : "v"(w));
     }
+    ST_UNROLL
     for (int i = 1; i < CHAINS; i++)
         acc[0] = vi_add(acc[0], acc[i]);
     __asm__ volatile("" : : "v"(acc[0]));
