@@ -25,15 +25,13 @@ typedef struct moe_bench {
     st_ops *ops;
     void *weights;
     st_packed gate[EXPERTS], up[EXPERTS], down[EXPERTS];
-    float *x, *gathered, *h, *y, *scales;
+    float *x, *h, *y, *scales;
     int8_t *q, *gathered_q, *h_q;
     int32_t *sums, *gathered_sums, *h_sums, *rows;
     st_act in;
     st_expert_job *jobs;
     int n_jobs;
     uint32_t random;
-    double bound; /* seconds, all calls so far */
-    int calls;
 } moe_bench;
 
 static uint32_t next_random(moe_bench *m)
@@ -87,9 +85,8 @@ static st_status make_weights(moe_bench *m)
     if (at)
         (void)madvise(at, bytes, MADV_HUGEPAGE); /* as a model's packs have it */
     for (int e = 0; e < EXPERTS && !s; e++, at += 2 * up + down)
-        if ((s = pack(k, &m->gate[e], at, up_shape)) || (s = pack(k, &m->up[e], at + up, up_shape)))
-            break;
-        else
+        if (!(s = pack(k, &m->gate[e], at, up_shape)) &&
+            !(s = pack(k, &m->up[e], at + up, up_shape)))
             s = pack(k, &m->down[e], at + 2 * up, down_shape);
     return s;
 }
@@ -98,7 +95,6 @@ static st_status make_rows(moe_bench *m)
 {
     size_t ldq = st_act_ldq(HIDDEN), h_ldq = st_act_ldq(WIDTH);
     m->x = aligned_alloc(64, sizeof(float) * MOST_TOKENS * HIDDEN);
-    m->gathered = NULL; /* int8 products read no floats */
     m->h = aligned_alloc(64, sizeof(float) * MOST_ROWS * H_LD);
     m->y = aligned_alloc(64, sizeof(float) * MOST_ROWS * HIDDEN);
     m->scales = calloc(MOST_TOKENS + 2 * MOST_ROWS, sizeof(float));
@@ -209,7 +205,7 @@ static st_status measure(moe_bench *m, int tokens)
 {
     enum { CALLS = 25 };
     const st_bench *b = m->b;
-    double ratio[CALLS], bytes = 0, seconds = 0;
+    double ratio[CALLS], bytes = 0;
     double ops = 2.0 * 3 * tokens * CHOSEN * WIDTH * HIDDEN;
     double expert =
         2.0 * (double)packed_bytes(b->k, &up_shape) + (double)packed_bytes(b->k, &down_shape);
@@ -221,14 +217,10 @@ static st_status measure(moe_bench *m, int tokens)
         double t = (double)(st_now_ns() - start) * 1e-9;
         if (i < 0)
             continue;
-        double read = expert * m->n_jobs, memory = 0, arithmetic = 0;
-        if (b->peaks.read_all > 0)
-            memory = read / (b->peaks.read_all * 1e9);
-        if (b->peaks.i8_all > 0)
-            arithmetic = ops / (b->peaks.i8_all * 1e9);
+        double read = expert * m->n_jobs, memory = read / (b->peaks.read_all * 1e9);
+        double arithmetic = ops / (b->peaks.i8_all * 1e9);
         ratio[i] = (memory > arithmetic ? memory : arithmetic) / t;
         bytes += read;
-        seconds += t;
     }
     qsort(ratio, (size_t)calls, sizeof *ratio, by_value);
     char shape[64];

@@ -6,79 +6,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/float_bits.h"
 #include "kernels/ops_experts.h"
 
 enum { MAX_JOBS = 9, N_POOLS = 4 };
 
 static st_ops *pools_ops[N_POOLS];
 
-/* ---- packed random weights ---- */
-
-static void fill(void *data, st_weight_type type, size_t n)
+static void weights_new(kt_pack *p, const st_kernels *t, st_weight_type type, int n, int k)
 {
-    for (size_t i = 0; i < n; i++) {
-        float f = kt_normal();
-        uint16_t h = type == ST_WEIGHT_F16 ? kt_to_f16(f) : st_f32_to_bf16(f);
-        switch (type) {
-        case ST_WEIGHT_F32:
-            memcpy((char *)data + 4 * i, &f, 4);
-            break;
-        case ST_WEIGHT_F16:
-        case ST_WEIGHT_BF16:
-            memcpy((char *)data + 2 * i, &h, 2);
-            break;
-        case ST_WEIGHT_F8:
-            ((uint8_t *)data)[i] = (uint8_t)(kt_int(0, 0x6f) | kt_int(0, 1) << 7);
-            break;
-        case ST_WEIGHT_I8:
-            ((int8_t *)data)[i] = (int8_t)kt_int(-127, 127);
-            break;
-        default:
-            ((uint8_t *)data)[i] = (uint8_t)kt_int(0, 15);
-            break;
-        }
-    }
-}
-
-static size_t element_bytes(st_weight_type type)
-{
-    return type == ST_WEIGHT_F32 ? 4 : type == ST_WEIGHT_F16 || type == ST_WEIGHT_BF16 ? 2 : 1;
-}
-
-static st_packed packed_new(const st_kernels *t, st_weight_type type, int n, int k)
-{
-    st_packed w = {.type = type, .n = n, .k = k};
-    w.group = type == ST_WEIGHT_I4 ? 32 : type == ST_WEIGHT_F8 ? 128 : 0;
-    w.has_zero = type == ST_WEIGHT_I4 && kt_int(0, 1);
-    size_t groups = (size_t)st_weight_groups(k, w.group), cols = (size_t)t->pack_cols;
-    size_t block = t->pack_block_bytes(&w), blocks = ((size_t)n + cols - 1) / cols;
-    char *data = aligned_alloc(64, (block * blocks + 63) / 64 * 64);
-    void *elements = malloc(cols * (size_t)k * element_bytes(type));
-    float *scale = malloc(cols * groups * sizeof *scale);
-    uint8_t *zero = malloc(cols * groups);
-    assert_true(data && elements && scale && zero);
-    for (size_t b = 0; b < blocks; b++) {
-        size_t here = (size_t)n - b * cols < cols ? (size_t)n - b * cols : cols;
-        fill(elements, type, here * (size_t)k);
-        for (size_t i = 0; i < here * groups; i++) {
-            scale[i] = 0.01f * (1.5f + kt_uniform());
-            zero[i] = (uint8_t)kt_int(0, 15);
-        }
-        st_weight_rows rows = {.type = type,
-                               .n = (int32_t)here,
-                               .k = k,
-                               .group = w.group,
-                               .data = elements,
-                               .scale = type >= ST_WEIGHT_F8 ? scale : NULL,
-                               .zero = w.has_zero ? zero : NULL};
-        t->pack_block(data + b * block, &w, &rows);
-    }
-    free(zero);
-    free(scale);
-    free(elements);
-    w.data = data;
-    return w;
+    kt_weights w;
+    int group = type == ST_WEIGHT_I4 ? 32 : type == ST_WEIGHT_F8 ? 128 : 0;
+    kt_weights_new(&w, type, n, k, group, type == ST_WEIGHT_I4 && kt_int(0, 1));
+    kt_pack_new(p, t, &w);
+    kt_weights_free(&w);
 }
 
 /* ---- rows ---- */
@@ -126,7 +66,7 @@ static st_act act_of(const act_data *a, int32_t first, int32_t n)
 /* ---- jobs ---- */
 
 typedef struct job_data {
-    st_packed gate, up, down;
+    kt_pack gate, up, down;
     int32_t *rows;
     act_data gathered, h;
     kt_buf want, got;
@@ -135,8 +75,8 @@ typedef struct job_data {
 /* What the operator should do, plainly. */
 static void expect(const st_kernels *t, const job_data *d, const st_expert_job *job, float *want)
 {
-    size_t n = (size_t)job->n, width = (size_t)d->gate.n, hidden = (size_t)d->gate.k;
-    act_data in = act_new(job->n, d->gate.k), h = act_new(job->n, d->gate.n);
+    size_t n = (size_t)job->n, width = (size_t)d->gate.w.n, hidden = (size_t)d->gate.w.k;
+    act_data in = act_new(job->n, d->gate.w.k), h = act_new(job->n, d->gate.w.n);
     float *gate = malloc((n * width + 1) * sizeof *gate), *up = malloc((n * width + 1) * 4);
     assert_true(gate && up);
     for (size_t i = 0; i < n; i++)
@@ -145,12 +85,12 @@ static void expect(const st_kernels *t, const job_data *d, const st_expert_job *
                hidden * sizeof *gate);
     st_act a = act_of(&in, 0, job->n);
     t->quantize(&a);
-    t->matmul(gate, width, &a, &d->gate, 0, d->gate.n);
-    t->matmul(up, width, &a, &d->up, 0, d->up.n);
-    t->silu_mul(h.r.x, h.r.ld, gate, up, width, job->n, d->gate.n);
+    t->matmul(gate, width, &a, &d->gate.w, 0, d->gate.w.n);
+    t->matmul(up, width, &a, &d->up.w, 0, d->up.w.n);
+    t->silu_mul(h.r.x, h.r.ld, gate, up, width, job->n, d->gate.w.n);
     a = act_of(&h, 0, job->n);
     t->quantize(&a);
-    t->matmul(want, job->ldy, &a, &d->down, 0, d->down.n);
+    t->matmul(want, job->ldy, &a, &d->down.w, 0, d->down.w.n);
     free(up);
     free(gate);
     act_free(&h);
@@ -162,11 +102,12 @@ static st_expert_job job_new(const st_kernels *t, job_data *d, const st_act *in,
 {
     st_weight_type type = (st_weight_type)kt_int(0, ST_WEIGHT_TYPE_COUNT - 1);
     bool alike = kt_int(0, 1);
-    d->gate = packed_new(t, type, width, in->k);
-    d->up = packed_new(t, alike ? type : (st_weight_type)kt_int(0, ST_WEIGHT_TYPE_COUNT - 1), width,
-                       in->k);
-    d->down = packed_new(t, alike ? type : (st_weight_type)kt_int(0, ST_WEIGHT_TYPE_COUNT - 1),
-                         in->k, width);
+    st_weight_type other[2] = {type, type};
+    for (int i = 0; i < 2 && !alike; i++)
+        other[i] = (st_weight_type)kt_int(0, ST_WEIGHT_TYPE_COUNT - 1);
+    weights_new(&d->gate, t, type, width, in->k);
+    weights_new(&d->up, t, other[0], width, in->k);
+    weights_new(&d->down, t, other[1], in->k, width);
     d->gathered = act_new(n, in->k);
     d->h = act_new(n, width);
     size_t ldy = (size_t)in->k + 2;
@@ -178,9 +119,9 @@ static st_expert_job job_new(const st_kernels *t, job_data *d, const st_act *in,
         for (int32_t i = 0; i < n; i++)
             d->rows[i] = kt_int(0, in->m - 1);
     }
-    st_expert_job job = {.gate = &d->gate,
-                         .up = &d->up,
-                         .down = &d->down,
+    st_expert_job job = {.gate = &d->gate.w,
+                         .up = &d->up.w,
+                         .down = &d->down.w,
                          .in = in,
                          .rows = d->rows,
                          .n = n,
@@ -194,9 +135,9 @@ static st_expert_job job_new(const st_kernels *t, job_data *d, const st_act *in,
 
 static void job_free(job_data *d)
 {
-    free((void *)(uintptr_t)d->gate.data);
-    free((void *)(uintptr_t)d->up.data);
-    free((void *)(uintptr_t)d->down.data);
+    kt_pack_free(&d->gate);
+    kt_pack_free(&d->up);
+    kt_pack_free(&d->down);
     free(d->rows);
     act_free(&d->gathered);
     act_free(&d->h);
