@@ -401,7 +401,7 @@ st_status st_pack_plan_sample(const st_pack_plan *p, const void *base, size_t *b
     st_status status = ST_OK;
     for (size_t i = 0; i < p->n; i++)
         most = p->items[i].block_bytes > most ? p->items[i].block_bytes : most;
-    char *memory = aligned_alloc(ALIGN, scratch + most + ALIGN);
+    char *memory = aligned_alloc(ALIGN, rounded_up(scratch + most + 1, ALIGN));
     if (!memory)
         return no_memory(err);
     *bad = p->n;
