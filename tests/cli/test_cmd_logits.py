@@ -94,7 +94,7 @@ def check_errors(folder):
             (['--tokens', ','.join(['1'] * 2049)], 1, ['2049', '2048']),
             (['--tokens', '@' + folder + '/nothing'], 1, ['nothing', 'No such file']),
             ([], 2, ['--tokens']),
-            (['--tokens', '1', '--kv-cache-dtype', 'f16'], 2, ['f16', 'f32 or bf16']),
+            (['--tokens', '1', '--kv-cache-dtype', 'f16'], 2, ['f16', 'bf16, f32 or int8']),
             (['--tokens', '1', '--chunk', '0'], 2, ['--chunk', "'0'"]),
             (['--tokens', '1', '--kernels', 'mmx'], 1, ['mmx', 'ref']),
             ([folder, '--tokens', '1'], 1, ['config.json'])):

@@ -363,7 +363,7 @@ static void bad_options_are_refused(void **state)
         {{.max_num_seqs = -1, .kv_dtype = ST_BF16}, "max_num_seqs: -1"},
         {{.block_size = -16, .kv_dtype = ST_BF16}, "block_size: -16"},
         {{.max_model_len = -5, .kv_dtype = ST_F32}, "max_model_len: -5"},
-        {{.kv_dtype = ST_I8}, "kv_dtype: I8"},
+        {{.kv_dtype = ST_F16}, "kv_dtype: F16"},
         {{.kv_dtype = ST_BF16, .kv_cache_memory = 100}, "kv_cache_memory: 100 bytes"},
         {{.kv_dtype = ST_BF16, .num_kv_blocks = 1, .block_size = 1}, "max_model_len: 1"},
         {{.kv_dtype = ST_BF16, .block_size = INT32_MAX}, "kv_cache_memory"},
