@@ -38,16 +38,16 @@ typedef struct attn_group {
     int q0, q1, h0, h1;
 } attn_group;
 
-static attn_plan plan_groups(bool mla, const st_attn_shape *shape)
+static attn_plan plan_groups(bool mla, const st_attn_shape *shape, int rows)
 {
     int together = mla ? shape->n_heads : shape->n_heads / shape->n_kv_heads;
     attn_plan p;
-    p.heads_each = together < OPS_ATTN_ROWS ? together : OPS_ATTN_ROWS;
+    p.heads_each = together < rows ? together : rows;
     /* A divisor, so that groups never cross KV heads. */
     while (together % p.heads_each != 0)
         p.heads_each--;
     p.n_head_groups = shape->n_heads / p.heads_each;
-    p.queries_each = OPS_ATTN_ROWS / p.heads_each;
+    p.queries_each = rows / p.heads_each;
     return p;
 }
 
@@ -235,6 +235,7 @@ void st_op_attention(st_ops *ops, bool mla, float *out, const float *q, const st
                      const st_kv_layer *kv, const st_attn_seq *seqs, int n_seqs)
 {
     uint64_t start = st_now_ns();
+    int rows = kv->dtype == ST_I8 ? OPS_ATTN_I8_ROWS : OPS_ATTN_ROWS;
     for (int i = 0; i < n_seqs; i += OPS_SLICE) {
         attn_run run = {.ops = ops,
                         .mla = mla,
@@ -244,7 +245,7 @@ void st_op_attention(st_ops *ops, bool mla, float *out, const float *q, const st
                         .kv = kv,
                         .seqs = seqs + i,
                         .n_seqs = n_seqs - i < OPS_SLICE ? n_seqs - i : OPS_SLICE,
-                        .plan = plan_groups(mla, shape)};
+                        .plan = plan_groups(mla, shape, rows)};
         run_slice(&run);
     }
     ops->ns[ST_OP_ATTENTION] += st_now_ns() - start;

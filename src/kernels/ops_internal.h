@@ -9,7 +9,8 @@ enum {
     OPS_SLICE = 1024, /* jobs or sequences planned at once */
     /* Rows (query, head) that attention handles together: KV is read once for them. */
     OPS_ATTN_ROWS = 64,
-    EXPERT_MOST_ROWS = 288 /* of an expert's gate|up or down task */
+    OPS_ATTN_I8_ROWS = 128, /* of I8 rows: preparing them costs more beside faster products */
+    EXPERT_MOST_ROWS = 288  /* of an expert's gate|up or down task */
 };
 
 struct st_ops {

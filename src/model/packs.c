@@ -128,6 +128,7 @@ static st_status from_file(const char *path, const st_pack_plan *p, const st_pac
 {
     patience wait = {0};
     mark seen = {0};
+    st_error unreadable = {0};
     for (bool first = true;; first = false) {
         mark now = mark_of(path);
         st_error fault = {0};
@@ -137,8 +138,11 @@ static st_status from_file(const char *path, const st_pack_plan *p, const st_pac
                 st_pack_cache_open(path, p, pool, how->progress, how->progress_user, out, &fault);
             if (status == ST_OK)
                 return ST_OK;
-            if (status == ST_EFORMAT || status == ST_EIO)
+            if (status == ST_EFORMAT)
                 say(how, "%s; packing the weights again", fault.text);
+            else if (status ==
+                     ST_EIO) /* said only if a new one can be written: else that is said */
+                unreadable = fault;
             else if (status != ST_ENOTFOUND)
                 return st_fail(err, status, "%s", fault.text);
         }
@@ -151,6 +155,8 @@ static st_status from_file(const char *path, const st_pack_plan *p, const st_pac
         }
         now = mark_of(path);
         if (!status && same(&now, &seen)) {
+            if (unreadable.text[0])
+                say(how, "%s; packing the weights again", unreadable.text);
             status = st_pack_writer_run(&w, p, pool, how->progress, how->progress_user, out, err);
             st_pack_writer_close(&w);
             return status;

@@ -120,6 +120,12 @@ static void other_weights_and_kv_types(void **state)
     o.max_prefill_chunk = 3;
     o.block_size = 4;
     compare_with("bf16", 1, 7, o);
+    o = (st_engine_options){.kv_dtype = ST_I8};
+    compute_expected("int8", ST_I8);
+    compare_with("int8", 2, N_WORKLOAD, o);
+    o.max_prefill_chunk = 5;
+    o.block_size = 8;
+    compare_with("int8", 1, 7, o);
 }
 
 /* Few blocks: requests are preempted in the middle of their answers and computed again. */

@@ -65,7 +65,7 @@ static layer layer_new(const st_expand_shape *s, int len, int block_size, st_dty
                          .dtype = dtype,
                          .row_stride = bytes,
                          .block_stride = (size_t)block_size * bytes};
-    l.memory = kt_new((size_t)blocks * l.kv.block_stride / 4, 4);
+    l.memory = kt_new(((size_t)blocks * l.kv.block_stride + 3) / 4, 4);
     memset(l.memory.p, 0xff, l.memory.bytes); /* what is not a row is NaN */
     l.kv.base = l.memory.p;
     assert_true(blocks <= 512);

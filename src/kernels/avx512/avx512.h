@@ -7,6 +7,17 @@
 extern const st_kernels st_kernels_avx512;
 extern const st_kernels st_kernels_avx512vnni;
 
+/* MLA over I8 rows: shapes it takes, scratch, and the two forms of kernels.h. */
+bool st_avx512vnni_attention_i8_takes(const st_attn_shape *shape);
+size_t st_avx512vnni_attention_i8_scratch(const st_attn_shape *shape);
+void st_avx512vnni_attention_i8(float *out, const float *q, const st_attn_shape *shape,
+                                const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1,
+                                int h0, int h1, void *scratch);
+void st_avx512vnni_attention_i8_part(float *part, size_t stride, const float *q,
+                                     const st_attn_shape *shape, const st_kv_layer *kv,
+                                     const st_attn_seq *seq, int q0, int q1, int h0, int h1,
+                                     int segment, int n_segments, void *scratch);
+
 enum { ST_AVX512_PACK_COLS = 32 };
 size_t st_avx512_pack_block_bytes(const st_packed *shape);
 void st_avx512_pack_block(void *dst, const st_packed *shape, const st_weight_rows *rows);

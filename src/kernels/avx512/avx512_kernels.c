@@ -20,6 +20,42 @@
 
 #include "kernels/simd/simd_norm.inc"
 
+/* With VNNI: MLA over I8 rows by integer products, where rows fill lanes. */
+static void avx512vnni_attention_mla(float *out, const float *q, const st_attn_shape *shape,
+                                     const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1,
+                                     int h0, int h1, void *scratch)
+{
+    bool i8 = kv->dtype == ST_I8 && st_avx512vnni_attention_i8_takes(shape);
+    (i8 ? st_avx512vnni_attention_i8 : st_simd_attention_mla)(out, q, shape, kv, seq, q0, q1, h0,
+                                                              h1, scratch);
+}
+
+static void avx512vnni_attention_part(float *part, size_t stride, bool mla, const float *q,
+                                      const st_attn_shape *shape, const st_kv_layer *kv,
+                                      const st_attn_seq *seq, int q0, int q1, int h0, int h1,
+                                      int segment, int n_segments, void *scratch)
+{
+    if (mla && kv->dtype == ST_I8 && st_avx512vnni_attention_i8_takes(shape))
+        st_avx512vnni_attention_i8_part(part, stride, q, shape, kv, seq, q0, q1, h0, h1, segment,
+                                        n_segments, scratch);
+    else
+        st_simd_attention_part(part, stride, mla, q, shape, kv, seq, q0, q1, h0, h1, segment,
+                               n_segments, scratch);
+}
+
+static size_t avx512vnni_attn_scratch(const st_attn_shape *shape)
+{
+    size_t any = st_simd_attn_scratch(shape);
+    if (shape->k_dim < shape->v_dim || !st_avx512vnni_attention_i8_takes(shape))
+        return any;
+    size_t i8 = st_avx512vnni_attention_i8_scratch(shape);
+    return i8 > any ? i8 : any;
+}
+
+#define avx512_attention_mla  st_simd_attention_mla
+#define avx512_attention_part st_simd_attention_part
+#define avx512_attn_scratch   st_simd_attn_scratch
+
 #define AVX512_TABLE(isa)                                                                          \
     {                                                                                              \
         .name = #isa, .pack_cols = ST_AVX512_PACK_COLS,                                            \
@@ -28,10 +64,10 @@
         .residual_norm = st_simd_residual_norm, .rope_interleaved = st_simd_rope_interleaved,      \
         .rope_half = st_simd_rope_half, .silu_mul = st_simd_silu_mul, .add = st_simd_add,          \
         .add_scaled = st_simd_add_scaled, .softmax = st_simd_softmax, .to_bf16 = st_simd_to_bf16,  \
-        .to_f32 = st_simd_to_f32, .attention_mla = st_simd_attention_mla,                          \
+        .to_f32 = st_simd_to_f32, .attention_mla = isa##_attention_mla,                            \
         .kv_to_i8 = st_simd_kv_to_i8, .kv_from_i8 = st_simd_kv_from_i8,                            \
-        .attention_gqa = st_simd_attention_gqa, .attn_scratch = st_simd_attn_scratch,              \
-        .attention_part = st_simd_attention_part, .attention_merge = st_simd_attention_merge,      \
+        .attention_gqa = st_simd_attention_gqa, .attn_scratch = isa##_attn_scratch,                \
+        .attention_part = isa##_attention_part, .attention_merge = st_simd_attention_merge,        \
         .peak_float = st_simd_peak_float, .dense_scratch = st_simd_dense_scratch,                  \
         .dense_start = st_simd_dense_start, .dense_keys = st_simd_dense_keys,                      \
         .dense_finish = st_simd_dense_finish, .peak_i8 = st_##isa##_peak_i8,                       \
