@@ -122,6 +122,17 @@ PRESETS = {
     'tiny-qwen3': QWEN3,
     'tiny-qwen3_moe': QWEN3_MOE,
 
+    # Sizes that formats with groups and words of eight can have; partial blocks for FP8.
+    'group-deepseek_v3': {
+        **DEEPSEEK_V3, 'hidden_size': 192, 'intermediate_size': 320, 'moe_intermediate_size': 96,
+        'num_hidden_layers': 2, 'num_attention_heads': 4, 'num_key_value_heads': 4,
+        **mla(24, 8, 16, 128, 96), 'n_routed_experts': 10, 'n_group': 5,
+    },
+    'group-qwen2': {
+        **QWEN2, 'hidden_size': 160, 'intermediate_size': 288, 'num_hidden_layers': 2,
+        'num_attention_heads': 5, 'num_key_value_heads': 1,
+    },
+
     # DeepSeek-V2's shape at 1.46B parameters, 0.26B of them active per token.
     'ds2-1.5b': {
         **DEEPSEEK_V2, 'vocab_size': 102400, 'hidden_size': 1024, 'intermediate_size': 4096,

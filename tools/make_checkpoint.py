@@ -2,7 +2,8 @@
 """Writes a random checkpoint of any supported family: config.json, safetensors, tokenizer.
 
     make_checkpoint.py OUT_DIR --preset tiny-deepseek_v3 [--dtype BF16] [--seed 0] [--shards 1]
-                       [--tokenizer DIR] [--order library|name] [--quantize-kv-a] [--set key=JSON]
+                       [--tokenizer DIR] [--order library|name] [--quantize-kv-a] [--group 128]
+                       [--set key=JSON]
     make_checkpoint.py --list
 
 Same arguments, same bytes. Weights are scaled so that activations and logits stay near 1 and the
@@ -19,11 +20,12 @@ import zlib
 
 import numpy as np
 
+from checkpoint_quant import NAMES as DIALECTS, Dialect, to_bf16
 from checkpoint_shapes import PRESETS
 
 SLICE = 1 << 22          # elements made at a time
 TILED_FROM = 50_000_000  # models with more parameters tile one random block instead of drawing all
-DTYPE_BYTES = {'F32': 4, 'F16': 2, 'BF16': 2, 'I8': 1}
+DTYPE_BYTES = {'I64': 8, 'F32': 4, 'I32': 4, 'F16': 2, 'BF16': 2, 'I8': 1, 'F8_E4M3': 1}
 
 
 class Tensor:
@@ -32,6 +34,7 @@ class Tensor:
     def __init__(self, name, shape, std, mean=0.0, dtype=None):
         self.name, self.shape, self.std, self.mean, self.dtype = name, shape, std, mean, dtype
         self.quantized_from = None  # for X.weight_scale: the tensor X.weight
+        self.dialect = None         # for those of a Dialect: itself, quantized_from and this
 
     def elements(self):
         return int(np.prod(self.shape))
@@ -155,6 +158,7 @@ class Source:
 
     def __init__(self, seed, tiled):
         self.seed = seed
+        self.small = {}  # quantized tensors that were made along with larger ones
         self.block = None
         if tiled:
             rng = np.random.default_rng(seed)
@@ -176,10 +180,21 @@ class Source:
             yield (x * np.float32(tensor.std) + np.float32(tensor.mean)).reshape(-1, width)
 
 
-def to_bf16(x):
-    """float32 -> bfloat16 bits, to nearest even."""
-    u = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
-    return ((u + (((u >> 16) & 1) + 0x7fff)) >> 16).astype('<u2')
+def dialect_bytes(tensor, source):
+    """The stored bytes of a tensor of a Dialect. All of a layer's are made at once, but written in
+    the file's order: the small ones are kept."""
+    whole, suffix = tensor.quantized_from, tensor.name.rsplit('.', 1)[1]
+    constant = tensor.dialect.constant(suffix, *whole.shape)
+    if constant is not None:
+        return constant.tobytes()
+    if tensor.name in source.small:
+        return source.small.pop(tensor.name)
+    parts = tensor.dialect.tensors(np.concatenate(list(source.rows(whole))))
+    base = whole.name[:-len('weight')]
+    for i, (other, x) in enumerate(parts.items()):
+        if i > 0 and other != suffix:
+            source.small[base + other] = x.tobytes()
+    return parts[suffix].tobytes()
 
 
 def encode(x, dtype):
@@ -194,6 +209,9 @@ def row_scales(x):
 
 def tensor_bytes(tensor, source):
     """Yields the stored bytes of a tensor in slices."""
+    if tensor.dialect:
+        yield dialect_bytes(tensor, source)
+        return
     if tensor.quantized_from:
         for x in source.rows(tensor.quantized_from):
             yield row_scales(x).astype('<f4').tobytes()
@@ -217,10 +235,24 @@ def is_quantized(name, kv_a):
                                                                 'eh_proj.weight'))
 
 
-def assign_dtypes(tensors, dtype, kv_a):
-    """Sets every tensor's dtype; for W8A8 adds the scales."""
+def dialect_parts(t, dialect):
+    """What a layer's weight is stored as."""
+    out = []
+    for suffix, dtype, shape in dialect.parts(*t.shape):
+        part = Tensor(t.name[:-len('weight')] + suffix, shape, 0.0, dtype=dtype)
+        part.quantized_from, part.dialect = t, dialect
+        out.append(part)
+    return out
+
+
+def assign_dtypes(tensors, dtype, kv_a, dialect=None):
+    """Sets every tensor's dtype; for W8A8 adds the scales, for a Dialect puts its tensors in place
+    of the layers'."""
     out = []
     for t in tensors:
+        if dialect and dialect.covers(t.name):
+            out += dialect_parts(t, dialect)
+            continue
         out.append(t)
         if dtype == 'W8A8' and is_quantized(t.name, kv_a):
             t.dtype = 'I8'
@@ -228,18 +260,21 @@ def assign_dtypes(tensors, dtype, kv_a):
             scale.quantized_from = t
             out.append(scale)
         elif t.dtype is None:
-            t.dtype = 'BF16' if dtype == 'W8A8' else dtype
+            t.dtype = 'BF16' if dtype == 'W8A8' or dialect else dtype
     return out
 
 
+def unquantized(tensors):
+    return sorted(t.name[:-len('.weight')] for t in tensors
+                  if len(t.shape) == 2 and t.dtype not in ('I8', 'F8_E4M3')
+                  and t.name.endswith('.weight') and 'embed_tokens' not in t.name)
+
+
 def quantization_config(tensors):
-    ignore = sorted(t.name[:-len('.weight')] for t in tensors
-                    if len(t.shape) == 2 and t.dtype != 'I8' and t.name.endswith('.weight')
-                    and 'embed_tokens' not in t.name)
     bits = {'num_bits': 8, 'type': 'int', 'symmetric': True}
     return {
         'quant_method': 'compressed-tensors', 'format': 'int-quantized',
-        'quantization_status': 'compressed', 'ignore': ignore,
+        'quantization_status': 'compressed', 'ignore': unquantized(tensors),
         'config_groups': {'group_0': {
             'targets': ['Linear'],
             'weights': {**bits, 'strategy': 'channel', 'dynamic': False},
@@ -324,7 +359,7 @@ def add_tokenizer(out, source_dir, config):
 
 
 def make(out, preset, dtype='BF16', seed=0, shards=1, tokenizer=None, order='library',
-         quantize_kv_a=False, overrides=None):
+         quantize_kv_a=False, overrides=None, group=128):
     """Writes the checkpoint folder `out`; returns the config."""
     config = {**PRESETS[preset], **(overrides or {})}
     config['torch_dtype'] = {'F32': 'float32', 'F16': 'float16'}.get(dtype, 'bfloat16')
@@ -332,10 +367,13 @@ def make(out, preset, dtype='BF16', seed=0, shards=1, tokenizer=None, order='lib
     os.makedirs(out, exist_ok=True)
     if tokenizer:
         add_tokenizer(out, tokenizer, config)
-    tensors = assign_dtypes(model_tensors(config), dtype, quantize_kv_a)
+    dialect = Dialect(dtype, group) if dtype in DIALECTS else None
+    tensors = assign_dtypes(model_tensors(config), dtype, quantize_kv_a, dialect)
     if dtype == 'W8A8':
         config['quantization_config'] = quantization_config(tensors)
-    n = sum(t.elements() for t in tensors)
+    elif dialect:
+        config['quantization_config'] = dialect.config(unquantized(tensors))
+    n = sum(t.elements() for t in model_tensors(config))
     write_weights(out, tensors, shards, order, Source(seed, n > TILED_FROM))
     write_json(os.path.join(out, 'config.json'), config)
     return config
@@ -346,7 +384,7 @@ def main():
     ap.add_argument('out', nargs='?', help='folder to write')
     ap.add_argument('--list', action='store_true', help='print the presets')
     ap.add_argument('--preset', choices=sorted(PRESETS))
-    ap.add_argument('--dtype', default='BF16', choices=['F32', 'F16', 'BF16', 'W8A8'])
+    ap.add_argument('--dtype', default='BF16', choices=['F32', 'F16', 'BF16', 'W8A8', *DIALECTS])
     ap.add_argument('--seed', type=int, default=0)
     ap.add_argument('--shards', type=int, default=1, help='files to split the weights into')
     ap.add_argument('--tokenizer', metavar='DIR', help='copy the tokenizer files of DIR')
@@ -354,6 +392,8 @@ def main():
                     help='of tensors in a file; name order leaves some of them unaligned')
     ap.add_argument('--quantize-kv-a', action='store_true',
                     help='W8A8: kv_a_proj_with_mqa in INT8 too')
+    ap.add_argument('--group', type=int, default=128,
+                    help='INT4: inputs per scale; -1: all of a row')
     ap.add_argument('--set', action='append', default=[], metavar='KEY=JSON',
                     help='override a config value')
     args = ap.parse_args()
@@ -368,7 +408,7 @@ def main():
         ap.error('--shards: at least 1')
     overrides = {k: json.loads(v) for k, v in (s.split('=', 1) for s in args.set)}
     make(args.out, args.preset, args.dtype, args.seed, args.shards, args.tokenizer, args.order,
-         args.quantize_kv_a, overrides)
+         args.quantize_kv_a, overrides, args.group)
     return 0
 
 

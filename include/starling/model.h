@@ -23,6 +23,24 @@ typedef enum st_router_kind { ST_ROUTER_SOFTMAX, ST_ROUTER_SIGMOID } st_router_k
 #define ST_MAX_EOS      8
 #define ST_MAX_MLP_ONLY 64
 
+typedef enum st_quant_method {
+    ST_QUANT_NONE,
+    ST_QUANT_W8A8,        /* INT8, a scale per output; activations INT8 per token */
+    ST_QUANT_FP8,         /* E4M3 with a scale per block (DeepSeek) */
+    ST_QUANT_PACKED_INT4, /* compressed-tensors pack-quantized */
+    ST_QUANT_GPTQ,        /* INT4 */
+    ST_QUANT_AWQ          /* INT4, gemm layout */
+} st_quant_method;
+
+/* What quantization_config says. Which layers are quantized the tensors themselves tell. */
+typedef struct st_quant_config {
+    st_quant_method method;
+    int32_t block_rows, block_inputs; /* FP8: a scale's block */
+    int32_t group;      /* INT4: inputs per scale; 0: all of a row; -1: differs by layer */
+    bool symmetric;     /* INT4: zero points are not stored, or all 8 */
+    bool zeros_minus_1; /* GPTQ: zero points are stored minus 1 (its version 1) */
+} st_quant_config;
+
 /* Everything config.json says, in one vocabulary for all families. Counts are per model. */
 typedef struct st_model_config {
     char model_type[64]; /* as published: "deepseek_v3", "pangu_ultra_moe", ... */
@@ -65,7 +83,8 @@ typedef struct st_model_config {
                                     best with router_bias, else its best (DeepSeek-V2) */
 
     int32_t n_mtp_layers; /* present in the checkpoint; not run yet */
-    bool w8a8;            /* compressed-tensors INT8 weights present */
+    st_quant_config quant;
+    bool int8_activations; /* some weights are INT8 or INT4: what meets them becomes INT8 */
 } st_model_config;
 
 /* True when layer has routed experts. */

@@ -47,6 +47,19 @@ static inline float st_f16_to_f32(uint16_t h)
     return st_float_of_bits(st_bits_of_float(value) | sign);
 }
 
+/* Round to nearest even; what is too large becomes infinite. */
+static inline uint16_t st_f32_to_f16(float f)
+{
+    uint32_t u = st_bits_of_float(f), sign = u >> 16 & 0x8000, a = u & 0x7fffffffu;
+    if (a > 0x7f800000u)
+        return (uint16_t)(sign | 0x7e00);
+    if (a >= 0x477ff000u) /* 65520 */
+        return (uint16_t)(sign | 0x7c00);
+    if (a < 0x38800000u) /* 2^-14: beside 0.5 the last bit is 2^-24, that of denormals */
+        return (uint16_t)(sign | (st_bits_of_float(st_float_of_bits(a) + 0.5f) - 0x3f000000u));
+    return (uint16_t)(sign | (a + 0xfff + (a >> 13 & 1) - (112u << 23)) >> 13);
+}
+
 /* E4M3 without infinities: bias 7, the largest is 448; all ones is NaN. */
 static inline float st_f8_to_f32(uint8_t b)
 {

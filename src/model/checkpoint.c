@@ -223,8 +223,11 @@ static bool ends_with(const char *s, const char *tail)
 static void note_int8(st_checkpoint *c)
 {
     for (size_t i = 0; i < c->n_tensors; i++)
-        if (c->tensors[i].dtype == ST_I8 && ends_with(c->tensors[i].name, ".weight"))
-            c->config.w8a8 = true;
+        if (c->tensors[i].dtype == ST_I8 && ends_with(c->tensors[i].name, ".weight")) {
+            if (c->config.quant.method == ST_QUANT_NONE)
+                c->config.quant.method = ST_QUANT_W8A8;
+            c->config.int8_activations = true;
+        }
 }
 
 /* Samples of a few tensors: a bounded number of page reads whatever the size of the checkpoint. */

@@ -14,7 +14,7 @@ ST_NODISCARD st_status st_config_rope(json_t *root, st_model_config *c, st_error
  * m(scale) = 0.1 * scale * ln(factor) + 1. */
 double st_yarn_mscale(double factor, double scale);
 
-/* quantization_config (or compression_config); sets w8a8. */
+/* quantization_config (or compression_config); sets quant and int8_activations. */
 ST_NODISCARD st_status st_config_quant(json_t *root, st_model_config *c, st_error *err);
 
 /* A short JSON text of value for error messages ("null" for NULL), in buf[0..cap). */

@@ -189,14 +189,14 @@ static st_status load_screen(loader *l)
     st_model *m = l->m;
     const st_model_config *c = &m->config;
     size_t least = m->screen_least ? m->screen_least : LEAST;
+    const char *name = c->tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
     m->screened = !st_weight_takes_int8(m->head.w.type) && m->head.w.type != ST_WEIGHT_F8 &&
-                  !m->head.bias &&
+                  !m->head.bias && st_weights_has(l->w, name) &&
                   (size_t)c->vocab_size * (size_t)c->hidden_size * sizeof(uint16_t) >= least;
     if (!m->screened)
         return ST_OK;
-    return st_weights_screen(
-        l->w, c->tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight", c->vocab_size,
-        c->hidden_size, &m->screen_approx, &m->screen_bound, l->err);
+    return st_weights_screen(l->w, name, c->vocab_size, c->hidden_size, &m->screen_approx,
+                             &m->screen_bound, l->err);
 }
 
 st_status st_layers_load(st_model *m, st_weights *w, st_error *err)

@@ -47,16 +47,27 @@ static bool ends_with(const char *s, const char *tail)
 /* Scales and tables belong to the format, not to the model. */
 static bool is_parameter(const facts *f, const st_tensor *t)
 {
-    return !ends_with(t->name, "_scale") && !ends_with(t->name, "_offset") &&
-           !ends_with(t->name, "_zero_point") && !ends_with(t->name, ".inv_freq") &&
-           !(f->c->tie_embeddings && strcmp(t->name, "lm_head.weight") == 0);
+    static const char *const tails[] = {"_scale",    "_offset",    "_zero_point",
+                                        ".inv_freq", "_scale_inv", ".qzeros",
+                                        ".scales",   "g_idx",      ".weight_shape"};
+    for (size_t i = 0; i < sizeof tails / sizeof *tails; i++)
+        if (ends_with(t->name, tails[i]))
+            return false;
+    return !(f->c->tie_embeddings && strcmp(t->name, "lm_head.weight") == 0);
+}
+
+/* INT4 has eight in a word (the last of a row may not be full: published sizes are multiples). */
+static uint64_t parameters_of(const st_tensor *t)
+{
+    bool int4 = ends_with(t->name, ".weight_packed") || ends_with(t->name, ".qweight");
+    return t->bytes / st_dtype_size(t->dtype) * (int4 ? 8 : 1);
 }
 
 /* A token uses everything but the routed experts it does not choose; of an untied input embedding
  * it reads one row, which is not counted. */
 static void count_parameters(facts *f, const st_tensor *t, uint64_t *routed)
 {
-    uint64_t n = t->bytes / st_dtype_size(t->dtype);
+    uint64_t n = parameters_of(t);
     if (!is_parameter(f, t))
         return;
     if (st_tensor_layer(t->name) >= f->c->n_layers) {
@@ -129,6 +140,18 @@ static st_status collect(facts *f, const st_checkpoint *ckpt, st_error *err)
     f->template = has_template(dir);
     return collect_memory(f, ckpt, err);
 }
+
+static const struct {
+    const char *name, *text; /* for JSON (null: none), for people */
+} quant_texts[] = {
+    [ST_QUANT_NONE] = {NULL, "none"},
+    [ST_QUANT_W8A8] = {"w8a8", "W8A8: INT8 weights per channel, INT8 activations per token"},
+    [ST_QUANT_FP8] = {"fp8", "FP8: E4M3 weights with a scale per block, float activations"},
+    [ST_QUANT_PACKED_INT4] = {"pack-quantized", "INT4 weights in groups (compressed-tensors), INT8 "
+                                                "activations per token"},
+    [ST_QUANT_GPTQ] = {"gptq", "INT4 weights in groups (GPTQ), INT8 activations per token"},
+    [ST_QUANT_AWQ] = {"awq", "INT4 weights in groups (AWQ), INT8 activations per token"},
+};
 
 /* --- text -------------------------------------------------------------------------------- */
 
@@ -306,8 +329,7 @@ static st_status describe_text(const facts *f, bool tensors, st_buf *out)
         }
     put(&p, "\n");
     label(&p, "quantization");
-    put(&p, "%s\n",
-        f->c->w8a8 ? "W8A8: INT8 weights per channel, INT8 activations per token" : "none");
+    put(&p, "%s\n", quant_texts[f->c->quant.method].text);
     put_shape(&p, f);
     label(&p, "tokenizer");
     put(&p, "%s; chat template: %s\n", f->tokenizer ? f->tokenizer : "none",
@@ -406,7 +428,7 @@ static st_status describe_json(const facts *f, bool tensors, st_buf *out, st_err
         (json_int_t)f->total, "active", (json_int_t)f->active, "mtp", (json_int_t)f->mtp, "weights",
         "bytes", (json_int_t)st_checkpoint_total_bytes(f->ckpt), "tensors",
         (json_int_t)st_checkpoint_count(f->ckpt), "bytes_by_dtype", dtypes, "quantization",
-        c->w8a8 ? "w8a8" : NULL, "layers", c->n_layers, "mtp_layers", c->n_mtp_layers,
+        quant_texts[c->quant.method].name, "layers", c->n_layers, "mtp_layers", c->n_mtp_layers,
         "hidden_size", c->hidden_size, "intermediate_size", c->intermediate_size, "vocab_size",
         c->vocab_size, "max_positions", c->max_positions, "tied_embeddings", c->tie_embeddings,
         "rms_norm_eps", (double)c->rms_norm_eps, "eos_token_ids", eos, "attention",

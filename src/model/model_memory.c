@@ -67,15 +67,15 @@ static void add_attention(sum *s, const st_model_config *c, size_t t)
         size_t dim = at_least_0(c->head_dim);
         add(s, t, 2 * at_least_0(c->n_kv_heads) * dim, sizeof(float)); /* new k and v */
         add(s, t, heads * dim, sizeof(float));                         /* q */
-        add_rows(s, t, heads * dim, c->w8a8);                          /* output */
+        add_rows(s, t, heads * dim, c->int8_activations);              /* output */
         return;
     }
     size_t lora = at_least_0(c->kv_lora_rank), rope = at_least_0(c->qk_rope_head_dim);
     add(s, t, lora + rope, sizeof(float)); /* new latent rows */
     add(s, t, heads * (at_least_0(c->qk_nope_head_dim) + rope), sizeof(float));
-    add_rows(s, t, at_least_0(c->q_lora_rank), c->w8a8);
+    add_rows(s, t, at_least_0(c->q_lora_rank), c->int8_activations);
     add(s, t, heads * (2 * lora + rope), sizeof(float)); /* absorbed q, latent output */
-    add_rows(s, t, heads * at_least_0(c->v_head_dim), c->w8a8);
+    add_rows(s, t, heads * at_least_0(c->v_head_dim), c->int8_activations);
 }
 
 static void add_mlp(sum *s, const st_model_config *c, size_t t)
@@ -90,29 +90,29 @@ static void add_mlp(sum *s, const st_model_config *c, size_t t)
         width = w > width ? w : width;
         any_moe = any_moe || moe;
     }
-    add_rows(s, t, width, c->w8a8);
+    add_rows(s, t, width, c->int8_activations);
     if (!any_moe)
         return;
     size_t chosen = t * at_least_0(c->experts_per_token), experts = at_least_0(c->n_experts);
-    add(s, t, experts, sizeof(float));    /* router */
-    add(s, chosen, 4, sizeof(int32_t));   /* the lists of choices */
-    add(s, experts, 4, 64);               /* jobs */
-    add_rows(s, chosen, hidden, c->w8a8); /* gathered inputs */
-    add_rows(s, chosen, expert, c->w8a8);
+    add(s, t, experts, sizeof(float));                /* router */
+    add(s, chosen, 4, sizeof(int32_t));               /* the lists of choices */
+    add(s, experts, 4, 64);                           /* jobs */
+    add_rows(s, chosen, hidden, c->int8_activations); /* gathered inputs */
+    add_rows(s, chosen, expert, c->int8_activations);
     add(s, chosen, hidden, sizeof(float));
 }
 
 static void add_working(sum *s, const st_model_config *c, size_t t, size_t outputs)
 {
     size_t hidden = at_least_0(c->hidden_size);
-    add(s, t, 2 * hidden, sizeof(float)); /* residual stream, branch */
-    add_rows(s, t, hidden, c->w8a8);      /* normed input */
+    add(s, t, 2 * hidden, sizeof(float));        /* residual stream, branch */
+    add_rows(s, t, hidden, c->int8_activations); /* normed input */
     add(s, t, c->attn == ST_ATTN_MLA ? at_least_0(c->qk_rope_head_dim) : at_least_0(c->head_dim),
         sizeof(float)); /* cosines and sines */
     add(s, t, 1, 96);   /* positions and sequences */
     add_attention(s, c, t);
     add_mlp(s, c, t);
-    add_rows(s, outputs, hidden, c->w8a8);
+    add_rows(s, outputs, hidden, c->int8_activations);
 }
 
 st_status st_model_memory_predict(const st_model_config *c, const st_tensor *t, size_t n,

@@ -1,6 +1,6 @@
 /* Weight sources: see weight_source.h. Here are the plain dialects (floats, INT8 with a scale for
  * each output), slices of sources, and the check that all numbers are finite. */
-#include "model/weight_source.h"
+#include "model/weight_dialects.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -58,6 +58,38 @@ st_status st_tensor_find(const st_checkpoint *c, const char *name, int32_t n, in
         snprintf(expected, sizeof expected, "[%d, %d]", n, k);
     return st_fail(err, ST_EFORMAT, "%s: tensor '%s' has shape %s: config.json calls for %s",
                    t->file, name, shape_text(t, found, sizeof found), expected);
+}
+
+const st_tensor *st_tensor_beside(const st_checkpoint *c, const char *name, const char *suffix)
+{
+    char full[320];
+    snprintf(full, sizeof full, "%s.%s", name, suffix);
+    return st_checkpoint_find(c, full);
+}
+
+st_status st_tensor_of_linear(const st_checkpoint *c, const char *name, const char *suffix,
+                              int32_t n, int32_t k, const st_tensor **out, st_error *err)
+{
+    char full[320];
+    snprintf(full, sizeof full, "%s.%s", name, suffix);
+    return st_tensor_find(c, full, n, k, out, err);
+}
+
+st_status st_tensor_want_float(const st_tensor *t, st_error *err)
+{
+    if (st_tensor_is_float(t))
+        return ST_OK;
+    return st_fail(err, ST_EUNSUPPORTED, "%s: tensor '%s' is of type %s: expected F32, F16 or BF16",
+                   t->file, t->name, st_dtype_name(t->dtype));
+}
+
+st_status st_tensor_scale(const st_tensor *t, size_t i, float *out, st_error *err)
+{
+    *out = st_tensor_float(t, i);
+    if (isfinite(*out))
+        return ST_OK;
+    return st_fail(err, ST_EFORMAT, "%s: tensor '%s': element %zu is %g, not a finite number",
+                   t->file, t->name, i, (double)*out);
 }
 
 /* --- canonical rows ---------------------------------------------------------------------- */
@@ -217,11 +249,9 @@ static st_status i8_read(const st_weight_source *s, int32_t r0, int32_t r1, void
     float *scale = scratch;
     const st_tensor *t = s->tensor[I8_SCALE];
     for (int32_t r = r0; r < r1; r++) {
-        scale[r - r0] = st_tensor_float(t, (size_t)r);
-        if (!isfinite(scale[r - r0]))
-            return st_fail(err, ST_EFORMAT,
-                           "%s: tensor '%s': element %d is %g, not a finite number", t->file,
-                           t->name, r, (double)scale[r - r0]);
+        st_status bad = st_tensor_scale(t, (size_t)r, &scale[r - r0], err);
+        if (bad)
+            return bad;
     }
     st_status status = refuse_zero_points(s->tensor[I8_OFFSET], r0, r1, err);
     if (!status)
@@ -237,20 +267,12 @@ static st_status i8_read(const st_weight_source *s, int32_t r0, int32_t r1, void
 
 static const st_weight_reader i8_reader = {i8_scratch, i8_read};
 
-/* NAME.SUFFIX, or NULL. */
-static const st_tensor *beside(const st_checkpoint *c, const char *name, const char *suffix)
-{
-    char full[320];
-    snprintf(full, sizeof full, "%s.%s", name, suffix);
-    return st_checkpoint_find(c, full);
-}
-
 /* The scales of an I8 tensor, [n, 1] or [n]. */
 static st_status find_i8(const st_checkpoint *c, const char *name, st_weight_source *s,
                          st_error *err)
 {
     char full[320];
-    const st_tensor *weight = s->tensor[I8_WEIGHT], *t = beside(c, name, "weight_scale");
+    const st_tensor *weight = s->tensor[I8_WEIGHT], *t = st_tensor_beside(c, name, "weight_scale");
     snprintf(full, sizeof full, "%s.weight_scale", name);
     if (!t)
         return st_fail(err, ST_EFORMAT,
@@ -258,17 +280,13 @@ static st_status find_i8(const st_checkpoint *c, const char *name, st_weight_sou
                        "%d rows",
                        weight->file, weight->name, full, s->n);
     st_status status = st_tensor_find(c, full, s->n, t->rank == 1 ? -1 : 1, &t, err);
-    if (status)
+    if (status || (status = st_tensor_want_float(t, err)))
         return status;
-    if (!st_tensor_is_float(t))
-        return st_fail(err, ST_EUNSUPPORTED,
-                       "%s: tensor '%s' is of type %s: expected F32, F16 or BF16", t->file, t->name,
-                       st_dtype_name(t->dtype));
     s->reader = &i8_reader;
     s->type = ST_WEIGHT_I8;
     s->tensor[I8_SCALE] = t;
-    s->tensor[I8_OFFSET] = beside(c, name, "weight_offset");
-    s->tensor[I8_ZERO_POINT] = beside(c, name, "weight_zero_point");
+    s->tensor[I8_OFFSET] = st_tensor_beside(c, name, "weight_offset");
+    s->tensor[I8_ZERO_POINT] = st_tensor_beside(c, name, "weight_zero_point");
     return ST_OK;
 }
 
@@ -286,10 +304,12 @@ static st_weight_source float_source(const st_tensor *t, int32_t n, int32_t k)
 st_status st_weight_source_find(const st_checkpoint *c, const char *name, int32_t n, int32_t k,
                                 st_weight_source *out, st_error *err)
 {
-    char full[320];
-    const st_tensor *t;
-    snprintf(full, sizeof full, "%s.weight", name);
-    st_status status = st_tensor_find(c, full, n, k, &t, err);
+    const st_tensor *t = st_tensor_beside(c, name, "weight");
+    if (!t && st_weight_is_i4(c, name)) {
+        *out = (st_weight_source){.n = n, .k = k};
+        return st_weight_find_i4(c, name, out, err);
+    }
+    st_status status = st_tensor_of_linear(c, name, "weight", n, k, &t, err);
     if (status)
         return status;
     *out = float_source(t, n, k);
@@ -297,23 +317,29 @@ st_status st_weight_source_find(const st_checkpoint *c, const char *name, int32_
         return ST_OK;
     if (t->dtype == ST_I8)
         return find_i8(c, name, out, err);
+    if (t->dtype == ST_F8_E4M3)
+        return st_weight_find_f8(c, name, out, err);
     return st_fail(err, ST_EUNSUPPORTED,
-                   "%s: tensor '%s' is of type %s: expected F32, F16, BF16, or I8 with "
-                   "per-channel scales",
-                   t->file, full, st_dtype_name(t->dtype));
+                   "%s: tensor '%s' is of type %s: expected F32, F16, BF16, I8 with per-channel "
+                   "scales, or F8_E4M3 with scales of blocks",
+                   t->file, t->name, st_dtype_name(t->dtype));
 }
 
 st_status st_weight_source_float(const st_checkpoint *c, const char *name, int32_t n, int32_t k,
                                  st_weight_source *out, st_error *err)
 {
     const st_tensor *t;
-    st_status status = st_tensor_find(c, name, n, k, &t, err);
-    if (status)
-        return status;
-    if (!st_tensor_is_float(t))
+    int stem = (int)strlen(name) - (int)strlen(".weight");
+    char base[320];
+    snprintf(base, sizeof base, "%.*s", stem > 0 ? stem : 0, name);
+    if (!st_checkpoint_find(c, name) && st_weight_is_i4(c, base))
         return st_fail(err, ST_EUNSUPPORTED,
-                       "%s: tensor '%s' is of type %s: expected F32, F16 or BF16", t->file, name,
-                       st_dtype_name(t->dtype));
+                       "%s: '%s' is published in INT4: embeddings, tied heads and routers are read "
+                       "in F32, F16 or BF16 only",
+                       st_checkpoint_dir(c), base);
+    st_status status = st_tensor_find(c, name, n, k, &t, err);
+    if (status || (status = st_tensor_want_float(t, err)))
+        return status;
     *out = float_source(t, n, k);
     return ST_OK;
 }

@@ -30,10 +30,15 @@ struct st_weight_source {
     const st_weight_reader *reader;
     st_weight_type type;
     int32_t n, k, group; /* group as in st_weight_rows */
-    bool has_zero;       /* I4: zero points are not all 8 */
+    bool has_zero;       /* I4: zero points may differ from 8 */
     /* [0] holds the weights (it names the source in errors and fixes the order of reading); the
      * others are the dialect's: scales, zero points, order of groups. NULL: not there. */
     const st_tensor *tensor[ST_SOURCE_TENSORS];
+    /* F8, INT4: outputs and inputs that share a scale in the tensors. INT4: how they are laid out,
+     * and whether zero points must all be 8. */
+    int32_t scale_rows, scale_inputs;
+    const struct st_int4_layout *layout;
+    bool symmetric;
     /* A view of rows of another source (st_weight_source_slice). */
     const st_weight_source *base;
     int32_t first;

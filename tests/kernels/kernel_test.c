@@ -174,7 +174,7 @@ void kt_weights_new(kt_weights *w, st_weight_type type, int n, int k, int group,
     assert_true(w->scale && w->zero && w->as_double);
     for (size_t i = 0; i < (size_t)n * groups; i++) {
         w->scale[i] = 0.01f * (1.5f + kt_uniform());
-        w->zero[i] = (uint8_t)(zero ? kt_int(0, 15) : 8);
+        w->zero[i] = (uint8_t)(zero ? kt_int(0, 16) : 8);
     }
     for (size_t j = 0; j < (size_t)n; j++)
         for (size_t l = 0; l < (size_t)k; l++) {

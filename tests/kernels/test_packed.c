@@ -218,14 +218,14 @@ static void extremes_are_exact(void **state)
             kt_pack pack;
             kt_weights_new(&w, four ? ST_WEIGHT_I4 : ST_WEIGHT_I8, N, K, four ? K : 0, four);
             memset(w.data.p, four ? i4[e & 1] : i8[e & 1], w.data.bytes);
-            memset(w.zero, e & 1 ? 15 : 0, N);
+            memset(w.zero, e & 1 ? 16 : 0, N);
             kt_act_new(&a, M, K);
             for (size_t i = 0; i < M; i++)
                 memset(a.a.q + i * a.a.ldq, xs[e >> 1 & 1], K);
             kt_act_sum(&a);
             kt_pack_new(&pack, kt_tables[t], &w);
             product p = run(kt_tables[t], &a.a, &pack.w);
-            int value = four ? (e & 1 ? -15 : 15) : (int8_t)i8[e & 1];
+            int value = four ? (e & 1 ? -16 : 15) : (int8_t)i8[e & 1];
             float sum = (float)(xs[e >> 1 & 1] * value * K);
             for (size_t i = 0; i < M; i++)
                 for (size_t j = 0; j < N; j++) {

@@ -51,18 +51,24 @@ def sure_positions(oracle):
     return int(unsure.argmax()) if unsure.any() else len(unsure)
 
 
-def make_sure(folder, preset, dtype):
-    """Makes a checkpoint; of W8A8, the first seed's whose oracle is sure of enough positions.
-    Returns (tokens, oracle, its logits, number of sure positions)."""
+def make_sure_of(folder, make_seed, length, rounds):
+    """Makes a checkpoint by make_seed(folder, seed); where inputs are rounded to 8 bits, the first
+    seed's whose oracle is sure of enough positions. Returns (tokens, oracle, its logits, number of
+    sure positions)."""
     for seed in range(1, 50):
-        config = make(folder, preset, dtype, seed)
-        tokens = test_tokens(max(LENGTHS), config['vocab_size'])
+        config = make_seed(folder, seed)
+        tokens = test_tokens(length, config['vocab_size'])
         oracle = forward.Model(folder)
         logits = oracle.forward(tokens)
         sure = sure_positions(oracle)
-        if dtype != 'W8A8' or sure >= MIN_SURE:
+        if not rounds or sure >= MIN_SURE:
             return tokens, oracle, logits, sure
     raise RuntimeError(f'no seed with {MIN_SURE} sure positions')
+
+
+def make_sure(folder, preset, dtype):
+    return make_sure_of(folder, lambda f, seed: make(f, preset, dtype, seed), max(LENGTHS),
+                        dtype == 'W8A8')
 
 
 def compare(engine, lengths, preset, dtype):

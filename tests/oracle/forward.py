@@ -5,8 +5,9 @@
 
 Written from the published definitions of the architectures alone, without a look at the engine,
 one plain formula at a time; slow and simple on purpose. Whole sequence at once, no KV cache.
-W8A8 layers are computed as the checkpoint format asks: activations rounded per token (absmax/127,
-half to even), integer products, both scales. With --kv-dtype bf16, what a KV cache would hold is
+Inputs of W8A8 and INT4 layers are rounded per token (absmax/127, half to even), except of kv_b_proj,
+which an engine that attends in latent space does not multiply with tokens; FP8 and act-order layers
+get them as they are. With --kv-dtype bf16, what a KV cache would hold is
 rounded to bfloat16: MLA's normed latent and rotated key, GQA's rotated key and its value.
 """
 import argparse
@@ -16,6 +17,7 @@ import sys
 
 import numpy as np
 
+import weights_np
 from safetensors_np import Tensors
 
 
@@ -146,7 +148,7 @@ class Model:
             self.config = json.load(f)
         self.s = Shape(self.config)
         self.tensors = Tensors(folder)
-        self.cache = {}
+        self.cache, self.matrices = {}, {}
         dim = self.s.rope if self.s.is_mla else self.s.head_dim
         self.rope = Rope(self.config, dim, interleaved=self.s.is_mla)
         # How near each position came to another outcome, for judging a float32 result: the gap
@@ -159,16 +161,26 @@ class Model:
             self.cache[name] = self.tensors.f64(name)
         return self.cache[name]
 
-    def linear(self, name, x):
-        w = self.weight(name + '.weight')
-        if name + '.weight_scale' in self.tensors:
+    def layer_weight(self, name):
+        """(matrix, whether its inputs are rounded to 8 bits per token)"""
+        if name not in self.matrices:
+            known = weights_np.read(self.tensors, self.config.get('quantization_config'), name)
+            if not known:
+                known = self.weight(name + '.weight'), name + '.weight_scale' in self.tensors
+                if known[1]:
+                    known = known[0] * self.weight(name + '.weight_scale'), True
+            self.matrices[name] = known
+        return self.matrices[name]
+
+    def linear(self, name, x, float_inputs=False):
+        w, rounds = self.layer_weight(name)
+        if rounds and not float_inputs:
             scale = np.maximum(np.abs(x).max(-1, keepdims=True) / 127, 1e-12)
             q = np.clip(np.rint(x / scale), -127, 127)
             distance = np.abs(np.abs(x / scale) % 1 - 0.5).min(-1)
             self.tie_distance[self.rows] = np.minimum(self.tie_distance[self.rows], distance)
-            y = (q @ w.T) * scale * self.weight(name + '.weight_scale')[:, 0]
-        else:
-            y = x @ w.T
+            x = q * scale
+        y = x @ w.T
         if name + '.bias' in self.tensors:
             y = y + self.weight(name + '.bias')
         return y
@@ -190,7 +202,8 @@ class Model:
         q_nope, q_rope = np.split(self.heads(q, s.n_heads), [s.nope], -1)
         latent, k_rope = np.split(self.linear(p + 'kv_a_proj_with_mqa', x), [s.kv_lora], -1)
         latent = self.stored(self.norm(p + 'kv_a_layernorm', latent))
-        kv = self.linear(p + 'kv_b_proj', latent)
+        # The engine folds kv_b into the queries: nobody rounds its inputs.
+        kv = self.linear(p + 'kv_b_proj', latent, float_inputs=True)
         k_nope, v = np.split(self.heads(kv, s.n_heads), [s.nope], -1)
         k_rope = np.broadcast_to(self.stored(self.rope(k_rope)), (s.n_heads, *k_rope.shape))
         q = np.concatenate([q_nope, self.rope(q_rope)], -1)

@@ -5,7 +5,8 @@ import struct
 
 import numpy as np
 
-STORED = {'F32': '<f4', 'F16': '<f2', 'BF16': '<u2', 'I8': 'i1'}
+STORED = {'F32': '<f4', 'F16': '<f2', 'BF16': '<u2', 'I8': 'i1', 'I32': '<i4', 'I64': '<i8',
+          'F8_E4M3': 'u1'}
 
 
 class Tensors:
@@ -37,7 +38,7 @@ class Tensors:
         return name in self.where
 
     def raw(self, name):
-        """Returns (array as stored, with bfloat16 as uint16 bits; dtype name)."""
+        """Returns (array as stored, with bfloat16 and E4M3 as bits; dtype name)."""
         data, dtype, shape = self.where[name]
         return np.frombuffer(data.tobytes(), STORED[dtype]).reshape(shape), dtype
 

@@ -126,7 +126,7 @@ static void pangu_in_both_dialects(void **state)
     assert_int_equal(a.n_mtp_layers, 1);
     assert_int_equal(a.first_dense_layers, 3);
     assert_true(a.sandwich_norm && a.rope_interleaved && a.norm_topk_prob);
-    assert_false(a.router_bias || a.yarn || a.w8a8 || a.qkv_bias || a.o_bias);
+    assert_false(a.router_bias || a.yarn || a.int8_activations || a.qkv_bias || a.o_bias);
     assert_int_equal(a.router, ST_ROUTER_SIGMOID);
     assert_int_equal(a.n_group, 1);
     assert_float_equal(a.attn_scale, 1 / sqrt(192), 1e-7);
@@ -283,7 +283,56 @@ static void eos_ids_come_from_generation_config_first(void **state)
 static void w8a8_is_understood(void **state)
 {
     (void)state;
-    assert_true(good(pangu, W8A8, NULL).w8a8);
+    st_model_config c = good(pangu, W8A8, NULL);
+    assert_int_equal(c.quant.method, ST_QUANT_W8A8);
+    assert_true(c.int8_activations);
+}
+
+#define QUANT_OF(members) "{\"quantization_config\":{" members "}}"
+#define INT4_GROUP(size, symmetric)                                                                \
+    "{\"weights\":{\"num_bits\":4,\"type\":\"int\",\"strategy\":\"group\",\"group_size\":" size    \
+    ",\"symmetric\":" symmetric ",\"actorder\":\"group\"},\"input_activations\":null}"
+
+static void other_quantizations_are_understood(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *patch;
+        st_quant_config quant;
+    } rows[] = {
+        {QUANT_OF("\"quant_method\":\"fp8\",\"fmt\":\"e4m3\",\"activation_scheme\":\"dynamic\","
+                  "\"weight_block_size\":[128,64]"),
+         {.method = ST_QUANT_FP8, .block_rows = 128, .block_inputs = 64}},
+        {QUANT("pack-quantized", "{\"g\":" INT4_GROUP("128", "true") "}"),
+         {.method = ST_QUANT_PACKED_INT4, .group = 128, .symmetric = true}},
+        {QUANT("pack-quantized",
+               "{\"g\":" INT4_GROUP("128", "true") ",\"h\":" INT4_GROUP("32", "false") "}"),
+         {.method = ST_QUANT_PACKED_INT4, .group = -1, .symmetric = true}},
+        {QUANT("pack-quantized", "{\"g\":{\"weights\":{\"num_bits\":4,\"strategy\":\"channel\","
+                                 "\"symmetric\":false}," W8A8_ACTIVATIONS "}}"),
+         {.method = ST_QUANT_PACKED_INT4}},
+        {QUANT_OF("\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":128,\"sym\":true,"
+                  "\"desc_act\":true"),
+         {.method = ST_QUANT_GPTQ, .group = 128, .symmetric = true, .zeros_minus_1 = true}},
+        {QUANT_OF("\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":-1,\"sym\":false,"
+                  "\"checkpoint_format\":\"gptq_v2\""),
+         {.method = ST_QUANT_GPTQ}},
+        {QUANT_OF("\"quant_method\":\"awq\",\"bits\":4,\"group_size\":64,\"version\":\"gemm\""),
+         {.method = ST_QUANT_AWQ, .group = 64}},
+        {QUANT_OF("\"quant_method\":\"awq\",\"w_bit\":4,\"q_group_size\":128"),
+         {.method = ST_QUANT_AWQ, .group = 128}},
+    };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        st_model_config c = good(pangu, rows[i].patch, NULL);
+        const st_quant_config *want = &rows[i].quant;
+        assert_int_equal(c.quant.method, want->method);
+        assert_int_equal(c.quant.block_rows, want->block_rows);
+        assert_int_equal(c.quant.block_inputs, want->block_inputs);
+        assert_int_equal(c.quant.group, want->group);
+        assert_int_equal(c.quant.symmetric, want->symmetric);
+        assert_int_equal(c.quant.zeros_minus_1, want->zeros_minus_1);
+        assert_int_equal(c.int8_activations, want->method != ST_QUANT_FP8);
+    }
 }
 
 static const struct {
@@ -383,12 +432,57 @@ static const struct {
      "partial_rotary_factor is 0.5"},
     /* Quantization */
     {pangu, "{\"quantization_config\":{\"quant_method\":\"fp8\"}}", ST_EUNSUPPORTED,
-     "quant_method is \"fp8\"; supported is compressed-tensors int-quantized W8A8"},
-    {pangu, "{\"quantization_config\":{\"quant_method\":\"gptq\",\"bits\":4}}", ST_EUNSUPPORTED,
-     "quant_method is \"gptq\""},
+     "weight_block_size is null; expected rows and an even number of inputs"},
+    {pangu, QUANT_OF("\"quant_method\":\"bitsandbytes\""), ST_EUNSUPPORTED,
+     "quant_method is \"bitsandbytes\"; expected compressed-tensors (int-quantized W8A8, pack-q"},
+    {pangu, QUANT_OF("\"quant_method\":\"fp8\",\"fmt\":\"e5m2\""), ST_EUNSUPPORTED,
+     "fmt is \"e5m2\"; expected e4m3"},
+    {pangu, QUANT_OF("\"quant_method\":\"fp8\",\"weight_block_size\":[128,127]"), ST_EUNSUPPORTED,
+     "weight_block_size is [128,127]"},
+    {pangu, QUANT_OF("\"quant_method\":\"fp8\",\"weight_block_size\":[0,128]"), ST_EUNSUPPORTED,
+     "weight_block_size is [0,128]"},
+    {pangu, QUANT_OF("\"quant_method\":\"fp8\",\"weight_block_size\":[128]"), ST_EUNSUPPORTED,
+     "weight_block_size is [128]"},
+    {pangu, QUANT_OF("\"quant_method\":\"gptq\",\"bits\":8,\"group_size\":128"), ST_EUNSUPPORTED,
+     "bits is 8; expected 4"},
+    {pangu, QUANT_OF("\"quant_method\":\"gptq\",\"bits\":4"), ST_EUNSUPPORTED,
+     "group_size is null; expected a multiple of 32, or -1"},
+    {pangu, QUANT_OF("\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":48"), ST_EUNSUPPORTED,
+     "group_size is 48; expected a multiple of 32, or -1"},
+    {pangu, QUANT_OF("\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":0"), ST_EUNSUPPORTED,
+     "group_size is 0"},
+    {pangu, QUANT_OF("\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":4294967296"),
+     ST_EUNSUPPORTED, "group_size is 4294967296"},
+    {pangu,
+     QUANT_OF("\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":128,"
+              "\"checkpoint_format\":\"marlin\""),
+     ST_EUNSUPPORTED, "checkpoint_format is \"marlin\"; expected gptq or gptq_v2"},
+    {pangu,
+     QUANT_OF("\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":128,"
+              "\"is_marlin_format\":true"),
+     ST_EUNSUPPORTED, "is_marlin_format is true"},
+    {pangu, QUANT_OF("\"quant_method\":\"awq\",\"bits\":3,\"group_size\":128"), ST_EUNSUPPORTED,
+     "bits is 3; expected 4"},
+    {pangu, QUANT_OF("\"quant_method\":\"awq\",\"bits\":4,\"group_size\":128,\"version\":\"gemv\""),
+     ST_EUNSUPPORTED, "version is \"gemv\"; expected gemm"},
+    {pangu, QUANT_OF("\"quant_method\":\"awq\",\"bits\":4,\"group_size\":128.0"), ST_EUNSUPPORTED,
+     "group_size is 128.0"},
     {pangu, "{\"quantization_config\":{}}", ST_EUNSUPPORTED, "quant_method is null"},
     {pangu, "{\"quantization_config\":7}", ST_EUNSUPPORTED, "quant_method is null"},
-    {pangu, QUANT("pack-quantized", "{}"), ST_EUNSUPPORTED, "format is \"pack-quantized\""},
+    {pangu, QUANT("pack-quantized", "{}"), ST_EUNSUPPORTED, "config_groups is {}"},
+    {pangu, QUANT("float-quantized", "{}"), ST_EUNSUPPORTED,
+     "format is \"float-quantized\"; expected int-quantized or pack-quantized"},
+    {pangu, QUANT("pack-quantized", "{\"g\":{" W8A8_WEIGHTS "}}"), ST_EUNSUPPORTED,
+     "weights.num_bits is 8; expected 4"},
+    {pangu, QUANT("pack-quantized", "{\"g\":" INT4_GROUP("100", "true") "}"), ST_EUNSUPPORTED,
+     "weights.group_size is 100"},
+    {pangu, QUANT("pack-quantized", "{\"g\":" INT4_GROUP("128", "1") "}"), ST_EUNSUPPORTED,
+     "weights.symmetric is 1; expected true or false"},
+    {pangu,
+     QUANT("pack-quantized", "{\"g\":{\"weights\":{\"num_bits\":4,\"strategy\":\"block\"}}}"),
+     ST_EUNSUPPORTED, "weights.strategy is \"block\"; expected group or channel"},
+    {pangu, QUANT("pack-quantized", "{\"g\":{\"format\":\"int-quantized\"}}"), ST_EUNSUPPORTED,
+     "format is \"int-quantized\"; expected pack-quantized"},
     {pangu, QUANT("int-quantized", "{}"), ST_EUNSUPPORTED, "config_groups is {}"},
     {pangu, QUANT("int-quantized", "{\"g\":{" W8A8_WEIGHTS "}}"), ST_EUNSUPPORTED,
      "input_activations is null"},
@@ -527,6 +621,7 @@ int main(void)
         cmocka_unit_test(rope_dialects),
         cmocka_unit_test(eos_ids_come_from_generation_config_first),
         cmocka_unit_test(w8a8_is_understood),
+        cmocka_unit_test(other_quantizations_are_understood),
         cmocka_unit_test(impossible_configurations_are_refused_by_name),
         cmocka_unit_test(broken_json_is_refused_with_its_place),
         cmocka_unit_test(every_truncation_is_an_error),

@@ -75,7 +75,7 @@ static void working_memory_grows_with_the_step(void **state)
     size_t one = predict(&mla, NULL, 0, 1).working, ten = predict(&mla, NULL, 0, 10).working;
     assert_int_equal(ten, 10 * one);
     st_model_config wide = mla;
-    wide.w8a8 = true;
+    wide.int8_activations = true;
     size_t with_int8 = predict(&wide, NULL, 0, 1).working;
     assert_true(with_int8 > one);
     wide.n_experts = 8;

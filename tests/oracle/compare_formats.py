@@ -1,0 +1,75 @@
+#!/usr/bin/python3
+"""The engine against the float64 oracle on every quantized dialect: FP8 in blocks, and INT4 as
+compressed-tensors, GPTQ and AWQ store it, by several group sizes.
+
+    compare_formats.py [--starling build/starling] [--isa ref] [--only WORD]
+
+Layers whose inputs stay floats (FP8, act-order) are held to a relative error of 1e-5. INT4 layers
+round their inputs to 8 bits, which is judged as compare_families.py judges W8A8: 1e-4 at each
+position before the first that may fall to either side of a tie, 2e-2 for all of them.
+"""
+import argparse
+import os
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+
+from compare_families import make_sure_of
+from oracle_common import ROOT, Engine, Table, relative_error, row_errors
+
+import make_checkpoint
+
+LENGTH = 33
+FLOAT_BOUND, SURE_BOUND, BOUND = 1e-5, 1e-4, 2e-2
+MLA, GQA = 'group-deepseek_v3', 'group-qwen2'
+# Preset, dialect, inputs per scale. Odd files and orders leave tensors unaligned.
+CASES = [
+    (MLA, 'FP8', None), (GQA, 'FP8', None),
+    (MLA, 'W4A16', 32), (MLA, 'W4A16', 128), (GQA, 'W4A16', -1), (GQA, 'W4A16-asym', 32),
+    (MLA, 'W4A16-asym', 96), (GQA, 'W4A16-actorder', 32),
+    (MLA, 'GPTQ', 32), (GQA, 'GPTQ', 128), (GQA, 'GPTQ-sym', 64), (MLA, 'GPTQ-actorder', 64),
+    (MLA, 'AWQ', 32), (GQA, 'AWQ', 160),
+]
+
+
+def compare(engine, preset, dialect, group):
+    """Returns (ok, text)."""
+    options = {'order': 'name', 'shards': 2 if group == 32 else 1, 'group': group or 128}
+
+    def make(folder, seed):
+        return make_checkpoint.make(folder, preset, dialect, seed=seed, **options)
+
+    rounds = dialect != 'FP8' and not dialect.endswith('actorder')
+    with tempfile.TemporaryDirectory() as folder:
+        tokens, _, reference, sure = make_sure_of(folder, make, LENGTH, rounds)
+        x = engine.logits(folder, tokens, '--kv-cache-dtype', 'f32')
+        error, rows = relative_error(x, reference), row_errors(x, reference)
+        if not rounds:
+            return error <= FLOAT_BOUND, f'{error:.1e}'
+        ok = error <= BOUND and (rows[:sure] <= SURE_BOUND).all()
+        return ok, f'{error:.1e}  {rows[:sure].max():.1e} at {sure} sure positions'
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__.split('\n\n', maxsplit=1)[0])
+    ap.add_argument('--starling', default=os.path.join(ROOT, 'build', 'starling'))
+    ap.add_argument('--isa', help='kernels to use (STARLING_CPU)')
+    ap.add_argument('--only', default='', help='cases whose "preset dialect" contains this')
+    args = ap.parse_args()
+    engine, table = Engine(args.starling, args.isa), Table()
+    cases = [c for c in CASES if args.only in f'{c[0]} {c[1]}']
+
+    def run(case):
+        try:
+            return compare(engine, *case)
+        except RuntimeError as e:
+            return False, str(e)
+
+    with ThreadPoolExecutor(2) as pool:
+        for (preset, dialect, group), (ok, text) in zip(cases, pool.map(run, cases)):
+            table.row(f'{preset} {dialect}' + (f' by {group}' if group else ''), ok, text)
+    return table.finish()
+
+
+if __name__ == '__main__':
+    sys.exit(main())
