@@ -164,15 +164,14 @@ def lexicon_logits(engine, table):
               f'argmax {agree:.3f}, median position {np.median(row_errors(x, golden)):.1e}')
 
 
-def lexicon_perplexity(engine, table):
+def perplexity_of(engine, folder, step=1):
+    """Of the lexicon's evaluation dialogues (every step-th) with the checkpoint in folder."""
     with open(os.path.join(GOLDEN, 'eval.jsonl'), encoding='utf-8') as f:
-        dialogues = [json.loads(line) for line in f]
-    with open(os.path.join(GOLDEN, 'reference.json'), encoding='utf-8') as f:
-        reference = json.load(f)['eval perplexity int8 (dynamic activations)']
+        dialogues = [json.loads(line) for line in f][::step]
 
     def loss(dialogue):
         tokens, mask = np.array(dialogue['tokens']), np.array(dialogue['mask'], bool)
-        x = engine.logits(os.path.join(LEXICON, 'int8'), dialogue['tokens']).astype(np.float64)
+        x = engine.logits(folder, dialogue['tokens']).astype(np.float64)
         top = x.max(-1)
         log_sum = top + np.log(np.exp(x - top[:, None]).sum(-1))
         nll = log_sum[:-1] - x[np.arange(len(tokens) - 1), tokens[1:]]
@@ -180,7 +179,13 @@ def lexicon_perplexity(engine, table):
 
     with ThreadPoolExecutor(2) as pool:
         losses = list(pool.map(loss, dialogues))
-    perplexity = math.exp(sum(s for s, _ in losses) / sum(n for _, n in losses))
+    return math.exp(sum(s for s, _ in losses) / sum(n for _, n in losses))
+
+
+def lexicon_perplexity(engine, table):
+    with open(os.path.join(GOLDEN, 'reference.json'), encoding='utf-8') as f:
+        reference = json.load(f)['eval perplexity int8 (dynamic activations)']
+    perplexity = perplexity_of(engine, os.path.join(LEXICON, 'int8'))
     table.row('lexicon INT8 perplexity', abs(perplexity / reference - 1) <= 0.01,
               f'{perplexity:.5f}, reference {reference:.5f}')
 

@@ -2,11 +2,14 @@
 """The engine against the float64 oracle on every quantized dialect: FP8 in blocks, and INT4 as
 compressed-tensors, GPTQ and AWQ store it, by several group sizes.
 
-    compare_formats.py [--starling build/starling] [--isa ref] [--only WORD]
+    compare_formats.py [--starling build/starling] [--isa ref] [--only WORD] [--lexicon [STEP]]
 
 Layers whose inputs stay floats (FP8, act-order) are held to a relative error of 1e-5. INT4 layers
 round their inputs to 8 bits, which is judged as compare_families.py judges W8A8: 1e-4 at each
 position before the first that may fall to either side of a tie, 2e-2 for all of them.
+
+With --lexicon, the lexicon's BF16 weights are quantized, and its perplexity on every STEP-th of its
+evaluation dialogues must stay within 3% of BF16's.
 """
 import argparse
 import os
@@ -14,10 +17,11 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
-from compare_families import make_sure_of
-from oracle_common import ROOT, Engine, Table, relative_error, row_errors
+from compare_families import make_sure_of, perplexity_of
+from oracle_common import LEXICON, ROOT, Engine, Table, relative_error, row_errors
 
 import make_checkpoint
+import quantize_checkpoint
 
 LENGTH = 33
 FLOAT_BOUND, SURE_BOUND, BOUND = 1e-5, 1e-4, 2e-2
@@ -50,11 +54,26 @@ def compare(engine, preset, dialect, group):
         return ok, f'{error:.1e}  {rows[:sure].max():.1e} at {sure} sure positions'
 
 
+def lexicon(engine, table, step):
+    original = os.path.join(LEXICON, 'bf16')
+    reference = perplexity_of(engine, original, step)
+    for dialect, group in (('W4A16', 32), ('W4A16', 128), ('GPTQ', 32), ('AWQ', 128),
+                           ('FP8', None)):
+        with tempfile.TemporaryDirectory() as folder:
+            quantize_checkpoint.quantize(original, folder, dialect, group or 128)
+            perplexity = perplexity_of(engine, folder, step)
+        table.row(f'lexicon {dialect}' + (f' by {group}' if group else ''),
+                  perplexity <= 1.03 * reference,
+                  f'perplexity {perplexity:.5f}, BF16 {reference:.5f}: '
+                  f'{(perplexity / reference - 1) * 100:+.2f}%')
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n\n', maxsplit=1)[0])
     ap.add_argument('--starling', default=os.path.join(ROOT, 'build', 'starling'))
     ap.add_argument('--isa', help='kernels to use (STARLING_CPU)')
     ap.add_argument('--only', default='', help='cases whose "preset dialect" contains this')
+    ap.add_argument('--lexicon', type=int, nargs='?', const=1, metavar='STEP')
     args = ap.parse_args()
     engine, table = Engine(args.starling, args.isa), Table()
     cases = [c for c in CASES if args.only in f'{c[0]} {c[1]}']
@@ -68,6 +87,8 @@ def main():
     with ThreadPoolExecutor(2) as pool:
         for (preset, dialect, group), (ok, text) in zip(cases, pool.map(run, cases)):
             table.row(f'{preset} {dialect}' + (f' by {group}' if group else ''), ok, text)
+    if args.lexicon:
+        lexicon(engine, table, args.lexicon)
     return table.finish()
 
 

@@ -591,6 +591,41 @@ static void int4_where_floats_are_wanted_is_named(void **state)
     st_checkpoint_free(c);
 }
 
+/* Eight numbers to a word are eight parameters; scales, zero points and orders are none. */
+static void what_inspect_says(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *quant;
+        const entry *tensors;
+        const char *name, *text;
+    } rows[] = {
+        {GPTQ(""), gptq_tensors, "\"gptq\"", "INT4 weights in groups (GPTQ)"},
+        {AWQ, awq_tensors, "\"awq\"", "INT4 weights in groups (AWQ)"},
+        {ASYMMETRIC, packed_tensors, "\"pack-quantized\"", "INT4 weights in groups (compressed-"},
+    };
+    make_layer(true);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        entry t[PARTS + 1];
+        st_buf json = ST_BUF_INIT, text = ST_BUF_INIT;
+        st_error err = {0};
+        memcpy(t, rows[i].tensors, sizeof t);
+        if (rows[i].tensors != packed_tensors)
+            t[SHAPE].data = NULL; /* not of this format */
+        if (rows[i].tensors == awq_tensors)
+            t[ORDER].data = NULL;
+        st_checkpoint_free(checkpoint(rows[i].quant, t));
+        if (st_model_describe(folder, true, false, &json, &err) ||
+            st_model_describe(folder, false, false, &text, &err))
+            fail_msg("%s", err.text);
+        assert_non_null(strstr(json.data, "\"total\": 1536,"));
+        assert_non_null(strstr(json.data, rows[i].name));
+        assert_non_null(strstr(text.data, rows[i].text));
+        st_buf_free(&json);
+        st_buf_free(&text);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -603,6 +638,7 @@ int main(void)
         cmocka_unit_test(sizes_that_cannot_be_are_named),
         cmocka_unit_test(fp8_without_sense_is_named),
         cmocka_unit_test(int4_where_floats_are_wanted_is_named),
+        cmocka_unit_test(what_inspect_says),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
