@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "kernels/float_bits.h"
 #include "model/weight_source.h"
 
 enum { N = 16, K = 96, GROUP = 32, GROUPS = 3, WORD = 8 };
@@ -366,6 +367,24 @@ static void fp8_in_blocks(void **state)
     st_checkpoint_free(c);
 }
 
+/* Every half comes back; what lies between two goes to the nearer, from the middle to the even. */
+static void floats_round_to_halves(void **state)
+{
+    (void)state;
+    for (uint32_t h = 0; h < 0x7C00; h++) {
+        float v = st_f16_to_f32((uint16_t)h), next = st_f16_to_f32((uint16_t)(h + 1));
+        float middle = v + (h + 1 < 0x7C00 ? next - v : v - st_f16_to_f32((uint16_t)(h - 1))) / 2;
+        assert_int_equal(st_f32_to_f16(v), h);
+        assert_int_equal(st_f32_to_f16(-v), h | 0x8000);
+        assert_int_equal(st_f32_to_f16(middle), h + (h & 1));
+        assert_int_equal(st_f32_to_f16(nextafterf(middle, 0)), h);
+        assert_int_equal(st_f32_to_f16(nextafterf(middle, INFINITY)), h + 1);
+    }
+    assert_int_equal(st_f32_to_f16(INFINITY), 0x7C00);
+    assert_int_equal(st_f32_to_f16(-1e30f), 0xFC00);
+    assert_int_equal(st_f32_to_f16(NAN) & 0x7FFF, 0x7E00);
+}
+
 /* --- what is wrong ----------------------------------------------------------------------- */
 
 /* Finding or reading x fails and says so. */
@@ -633,6 +652,7 @@ int main(void)
         cmocka_unit_test(order_of_groups),
         cmocka_unit_test(awq_and_pack_quantized),
         cmocka_unit_test(fp8_in_blocks),
+        cmocka_unit_test(floats_round_to_halves),
         cmocka_unit_test(tensors_that_do_not_fit_are_named),
         cmocka_unit_test(values_that_cannot_be_are_named),
         cmocka_unit_test(sizes_that_cannot_be_are_named),
