@@ -16,8 +16,10 @@ typedef struct st_bench {
     st_plot_panel by_depth, by_batch; /* generation, tokens/s */
 } st_bench;
 
-/* Products and attention on synthetic shapes that do not fit in caches. */
+/* Products on synthetic shapes that do not fit in caches, then attention. */
 ST_NODISCARD st_status st_bench_kernels(st_bench *b, st_error *err);
+
+ST_NODISCARD st_status st_bench_attention(st_bench *b, st_error *err);
 
 /* The experts of a layer on synthetic weights. */
 ST_NODISCARD st_status st_bench_moe(st_bench *b, st_error *err);

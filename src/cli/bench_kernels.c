@@ -1,55 +1,12 @@
-/* Kernel benchmarks: products and attention through the threaded operators, each against the peak
- * that bounds it. Medians of several runs. */
+/* Kernel benchmarks: products through the threaded operators, each against the peak that bounds it.
+ * Medians of several runs. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
-#include "base/clock.h"
-#include "cli/bench.h"
+#include "cli/bench_time.h"
 #include "kernels/ops.h"
-
-enum { MAX_RUNS = 31 };
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-typedef void timed_fn(void *arg);
-
-/* Median seconds of one call. */
-static double time_call(const st_bench *b, timed_fn *fn, void *arg)
-{
-    double t[MAX_RUNS];
-    uint64_t budget = b->quick ? 150000000u : 500000000u, begin = st_now_ns();
-    int n = 0;
-    fn(arg); /* pages, caches, clocks */
-    while (n < MAX_RUNS && (n < 3 || st_now_ns() - begin < budget)) {
-        uint64_t start = st_now_ns();
-        fn(arg);
-        t[n++] = (double)(st_now_ns() - start) * 1e-9;
-    }
-    qsort(t, (size_t)n, sizeof *t, by_value);
-    return t[n / 2];
-}
-
-/* Bytes that are neither zero nor all alike, cheaply. */
-static void *filled(size_t bytes, bool floats)
-{
-    unsigned char *p = aligned_alloc(64, (bytes + 63) / 64 * 64);
-    uint32_t x = 12345;
-    if (!p)
-        return NULL;
-    for (size_t i = 0; i + 4 <= bytes; i += 4) {
-        x = x * 1664525u + 1013904223u;
-        float f = (float)(int32_t)x * 0x1p-31f;
-        memcpy(p + i, floats ? (void *)&f : (void *)&x, 4);
-    }
-    return p;
-}
-
-/* ---- products ---- */
 
 typedef struct product {
     st_ops *ops;
@@ -88,9 +45,13 @@ static void *packed_blocks(const st_kernels *k, const st_packed *w, size_t bytes
 {
     size_t block = k->pack_block_bytes(w), rows = (size_t)k->pack_cols, n = rows * (size_t)w->k;
     size_t groups = (size_t)st_weight_groups(w->k, w->group);
-    unsigned char *mem = aligned_alloc(64, (bytes + 63) / 64 * 64), *data;
-    float *scale = filled(rows * groups * sizeof *scale, true);
-    data = filled(n * sizeof(float), w->type == ST_WEIGHT_F32);
+    /* As the model has them: in large pages where there are some. */
+    const size_t page = 2 << 20;
+    unsigned char *mem = aligned_alloc(page, (bytes + page - 1) / page * page), *data;
+    if (mem)
+        (void)madvise(mem, bytes / page * page, MADV_HUGEPAGE);
+    float *scale = st_bench_filled(rows * groups * sizeof *scale, true);
+    data = st_bench_filled(n * sizeof(float), w->type == ST_WEIGHT_F32);
     for (size_t i = 0; data && i < n; i++) {
         if (w->type == ST_WEIGHT_I4)
             data[i] &= 15;
@@ -128,7 +89,7 @@ static st_status bench_product(st_bench *b, const char *kind, int m, int n, int 
     w.group = type == ST_WEIGHT_I4 || type == ST_WEIGHT_F8 ? 128 : 0;
     size_t bytes = ((size_t)n + cols - 1) / cols * b->k->pack_block_bytes(&w);
     void *data = packed_blocks(b->k, &w, bytes);
-    float *x = filled(mk * 4, true), *y = malloc((size_t)m * (size_t)n * 4);
+    float *x = st_bench_filled(mk * 4, true), *y = malloc((size_t)m * (size_t)n * 4);
     st_act a = {.x = x, .ld = (size_t)k, .ldq = st_act_ldq(k), .m = m, .k = k};
     a.q = malloc((size_t)m * a.ldq);
     a.scale = malloc((size_t)m * sizeof *a.scale);
@@ -140,7 +101,7 @@ static st_status bench_product(st_bench *b, const char *kind, int m, int n, int 
     w.data = data;
     b->k->quantize(&a);
     p.job.a = a;
-    status = add_product(b, kind, m, &w, bytes, time_call(b, run_product, &p));
+    status = add_product(b, kind, m, &w, bytes, st_bench_time(b, run_product, &p));
 done:
     st_ops_free(p.ops);
     free(a.sum);
@@ -149,66 +110,6 @@ done:
     free(y);
     free(x);
     free(data);
-    return status;
-}
-
-/* ---- attention ---- */
-
-typedef struct attention {
-    st_ops *ops;
-    bool mla;
-    float *out, *q;
-    st_attn_shape shape;
-    st_kv_layer kv;
-    st_attn_seq seq;
-} attention;
-
-static void run_attention(void *arg)
-{
-    attention *a = arg;
-    st_op_attention(a->ops, a->mla, a->out, a->q, &a->shape, &a->kv, &a->seq, 1);
-}
-
-static st_status add_attention(st_bench *b, const attention *a, double seconds)
-{
-    char shape[64];
-    double pairs = (double)a->seq.n_q * (a->seq.pos0 + (a->seq.n_q + 1) / 2.0);
-    double ops = 2 * pairs * a->shape.n_heads * (a->shape.k_dim + a->shape.v_dim);
-    snprintf(shape, sizeof shape, "%d heads, %d keys, %d %s", a->shape.n_heads,
-             a->seq.pos0 + a->seq.n_q, a->seq.n_q, a->seq.n_q == 1 ? "query" : "queries");
-    return st_bench_add(&b->rows, a->mla ? "attention MLA BF16" : "attention GQA BF16", shape,
-                        ops / seconds * 1e-9, "GFLOP/s", b->peaks.float_all);
-}
-
-static st_status bench_attention(st_bench *b, bool mla, st_attn_shape shape, int keys, int queries)
-{
-    enum { BLOCK = 16 };
-    st_status status = ST_ENOMEM;
-    int blocks = (keys + BLOCK - 1) / BLOCK;
-    size_t elems = (size_t)(mla ? shape.k_dim : 2 * shape.n_kv_heads * shape.k_dim);
-    size_t rows = (size_t)queries * (size_t)shape.n_heads;
-    attention a = {.mla = mla, .shape = shape};
-    unsigned char *kv = malloc((size_t)blocks * BLOCK * elems * 2);
-    int32_t *table = malloc((size_t)blocks * sizeof *table);
-    a.q = filled(rows * (size_t)shape.k_dim * 4, true);
-    a.out = malloc(rows * (size_t)shape.v_dim * 4);
-    if (!kv || !table || !a.q || !a.out || st_ops_new(b->k, b->pool, &shape, &a.ops, NULL))
-        goto done;
-    for (int i = 0; i < blocks; i++)
-        table[i] = i;
-    for (size_t i = 0; i < (size_t)blocks * BLOCK * elems; i++) {
-        uint16_t h = (uint16_t)(0x3c00 + i * 7919 % 0x380 + (i % 2) * 0x8000);
-        memcpy(kv + 2 * i, &h, 2);
-    }
-    a.kv = (st_kv_layer){kv, BLOCK * elems * 2, elems * 2, BLOCK, ST_BF16};
-    a.seq = (st_attn_seq){0, queries, keys - queries, table};
-    status = add_attention(b, &a, time_call(b, run_attention, &a));
-done:
-    st_ops_free(a.ops);
-    free(a.out);
-    free(a.q);
-    free(table);
-    free(kv);
     return status;
 }
 
@@ -234,17 +135,5 @@ st_status st_bench_kernels(st_bench *b, st_error *err)
     for (size_t i = 0; i < sizeof products / sizeof *products && !s; i++)
         s = bench_product(b, products[i].kind, products[i].m, products[i].n, products[i].k,
                           products[i].type);
-    static const struct {
-        bool mla;
-        st_attn_shape shape;
-        int keys, queries;
-    } attentions[] = {
-        {true, {128, 1, 576, 512, 0.1f}, 4096, 1},   {true, {16, 1, 576, 512, 0.1f}, 4096, 1},
-        {true, {16, 1, 576, 512, 0.1f}, 1024, 256},  {false, {32, 4, 128, 128, 0.1f}, 4096, 1},
-        {false, {32, 4, 128, 128, 0.1f}, 1024, 256},
-    };
-    for (size_t i = 0; i < sizeof attentions / sizeof *attentions && !s; i++)
-        s = bench_attention(b, attentions[i].mla, attentions[i].shape, attentions[i].keys,
-                            attentions[i].queries);
-    return s ? st_fail(err, s, "no memory for the kernel benchmarks") : ST_OK;
+    return s ? st_fail(err, s, "no memory for the product benchmarks") : st_bench_attention(b, err);
 }
