@@ -230,8 +230,9 @@ static bool worth_it(const st_screen *s, int32_t row, float least)
     return n <= s->n_units / WORTH_IT;
 }
 
-bool st_op_screened(st_ops *ops, st_screen *s, const st_act *a, const int32_t *best, float *y,
-                    size_t ldy)
+/* At most ST_SCREEN_ROWS rows. */
+static bool screen_rows(st_ops *ops, st_screen *s, const st_act *a, const int32_t *best, float *y,
+                        size_t ldy)
 {
     float sizes[2 * ST_SCREEN_ROWS];
     screen_run r = {.ops = ops, .s = s, .a = a, .y = y, .ldy = ldy};
@@ -250,5 +251,21 @@ bool st_op_screened(st_ops *ops, st_screen *s, const st_act *a, const int32_t *b
             return false;
     }
     run(&r, exact_task);
+    return true;
+}
+
+bool st_op_screened(st_ops *ops, st_screen *s, const st_act *a, const int32_t *best, float *y,
+                    size_t ldy)
+{
+    for (int32_t i = 0; i < a->m; i += ST_SCREEN_ROWS) {
+        st_act some = *a;
+        some.x += (size_t)i * a->ld;
+        some.q += (size_t)i * a->ldq;
+        some.scale += i;
+        some.sum += (size_t)i * st_act_sums(a->k);
+        some.m = a->m - i < ST_SCREEN_ROWS ? a->m - i : ST_SCREEN_ROWS;
+        if (!screen_rows(ops, s, &some, best + i, y + (size_t)i * ldy, ldy))
+            return false;
+    }
     return true;
 }

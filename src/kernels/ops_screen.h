@@ -17,8 +17,8 @@
 #include "kernels/ops.h"
 
 enum {
-    ST_SCREEN_ROWS = 8, /* rows of x at once; with more the exact product costs no more */
-    ST_SCREEN_BEST = 64 /* the largest `best` */
+    ST_SCREEN_ROWS = 32, /* rows of x at once */
+    ST_SCREEN_BEST = 64  /* the largest `best` */
 };
 
 /* What st_screen_rows makes of float rows: INT8 rows with scales, and rows [2] of F32 bounds. */
@@ -40,7 +40,7 @@ ST_NODISCARD st_status st_screen_new(const st_packed *exact, const st_packed *ap
 void st_screen_free(st_screen *s); /* NULL is fine */
 size_t st_screen_bytes(int32_t n); /* that st_screen_new takes, for predictions */
 
-/* y[a->m][n] (row stride ldy), a->m <= ST_SCREEN_ROWS: the best[i] largest outputs of row i, all
+/* y[a->m][n] (row stride ldy): the best[i] largest outputs of row i, all
  * that equal them, and some others; -FLT_MAX elsewhere. Needs a->q. False, and nothing in y that
  * counts, when the bounds leave too much open (or x is not finite): then the exact product is to
  * be computed. 1 <= best[i] <= ST_SCREEN_BEST. */

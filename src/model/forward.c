@@ -245,7 +245,7 @@ static void check_task(void *arg, size_t task, int worker)
 /* The best logits of every row alone; false: all must be computed. */
 static bool run_screened(st_model *m, const st_batch *b, float *logits)
 {
-    if (!m->screen || !b->output_best || b->n_outputs > ST_SCREEN_ROWS)
+    if (!m->screen || !b->output_best)
         return false;
     for (int32_t i = 0; i < b->n_outputs; i++)
         if (b->output_best[i] < 1 || b->output_best[i] > ST_SCREEN_BEST)

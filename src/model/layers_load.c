@@ -185,10 +185,9 @@ static st_status load_layer(loader *l, st_layer *y)
 /* A head of floats that does not fit in caches gets a screen. */
 static st_status load_screen(loader *l)
 {
-    enum { LEAST = 16 << 20 };
     st_model *m = l->m;
     const st_model_config *c = &m->config;
-    size_t least = m->screen_least ? m->screen_least : LEAST;
+    size_t least = m->screen_least ? m->screen_least : ST_SCREEN_LEAST;
     const char *name = c->tie_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
     m->screened = !st_weight_takes_int8(m->head.w.type) && m->head.w.type != ST_WEIGHT_F8 &&
                   !m->head.bias && st_weights_has(l->w, name) &&

@@ -98,6 +98,9 @@ typedef struct st_work {
     int32_t *output; /* [max_outputs] row of each output after the last attention */
 } st_work;
 
+/* Bytes of a head in 16 bits from which on it gets a screen: what caches do not hold. */
+#define ST_SCREEN_LEAST ((size_t)16 << 20)
+
 struct st_model {
     st_model_config config;
     st_checkpoint *ckpt;

@@ -10,7 +10,8 @@
 #include "base/checked.h"
 #include "base/human.h"
 #include "base/memory.h"
-#include "kernels/packed.h"
+#include "kernels/ops_screen.h"
+#include "model/model_impl.h"
 
 /* A sum of products that remembers an overflow. */
 typedef struct sum {
@@ -112,7 +113,10 @@ static void add_working(sum *s, const st_model_config *c, size_t t, size_t outpu
     add(s, t, 1, 96);   /* positions and sequences */
     add_attention(s, c, t);
     add_mlp(s, c, t);
-    add_rows(s, outputs, hidden, c->int8_activations);
+    bool large_head = at_least_0(c->vocab_size) * hidden * sizeof(uint16_t) >= ST_SCREEN_LEAST;
+    add_rows(s, outputs, hidden, c->int8_activations || large_head);
+    if (large_head)
+        add(s, st_screen_bytes(c->vocab_size), 1, 1);
 }
 
 st_status st_model_memory_predict(const st_model_config *c, const st_tensor *t, size_t n,
