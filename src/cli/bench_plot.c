@@ -39,7 +39,7 @@ typedef struct cairo_text_extents {
     X(void, show_text, cairo *c, const char *text)
 
 static struct {
-    void *library;
+    void *handle;
 #define DECLARE(result, name, ...) result (*name)(__VA_ARGS__);
     FUNCTIONS(DECLARE)
 #undef DECLARE
@@ -57,7 +57,7 @@ void st_plot_add(st_plot_panel *p, double x, double y)
 
 st_status st_plot_available(st_error *err)
 {
-    if (lib.library)
+    if (lib.handle)
         return ST_OK;
     void *library = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL);
     if (!library)
@@ -75,7 +75,7 @@ st_status st_plot_available(st_error *err)
         dlclose(library);
         return st_fail(err, ST_EUNSUPPORTED, "%s has no function %s", LIBRARY, missing);
     }
-    lib.library = library;
+    lib.handle = library;
     return ST_OK;
 }
 
