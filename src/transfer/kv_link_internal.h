@@ -153,6 +153,7 @@ typedef struct kv_wait {
     struct kv_wait *next;
     kv_conn *conn;
     kv_want want;
+    int32_t *named; /* want.n_blocks of them; NULL for none */
     uint64_t deadline;
 } kv_wait;
 

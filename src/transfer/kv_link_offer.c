@@ -170,8 +170,8 @@ static void refuse(kv_conn *c, const st_transfer_id *id, st_status status, const
     kv_conn_send_end(c, id, false, status, text);
 }
 
-static void attach(st_kv_link *l, kv_offer *o, kv_conn *c, const kv_want *w,
-                   const unsigned char *blocks)
+/* Takes named, the block ids of w. */
+static void attach(st_kv_link *l, kv_offer *o, kv_conn *c, const kv_want *w, int32_t *named)
 {
     char text[KV_WHY_MAX];
     int32_t need = kv_blocks_of(l->o.store, w->n_tokens);
@@ -188,12 +188,10 @@ static void attach(st_kv_link *l, kv_offer *o, kv_conn *c, const kv_want *w,
                  " to %" PRId32,
                  w->n_blocks, w->n_tokens, need, o->n_table);
         refuse(c, &w->id, ST_EINVAL, text);
-    } else if (w->n_blocks && !(o->named = malloc((size_t)w->n_blocks * sizeof *o->named))) {
-        refuse(c, &w->id, ST_ENOMEM, "out of memory");
     } else {
-        if (w->n_blocks)
-            kv_blocks_decode(blocks, w->n_blocks, o->named);
+        o->named = named;
         o->n_named = w->n_blocks;
+        named = NULL;
         o->conn = c;
         o->from = w->from;
         o->to = w->n_tokens;
@@ -202,24 +200,28 @@ static void attach(st_kv_link *l, kv_offer *o, kv_conn *c, const kv_want *w,
         check_over(o);
         queue(o);
     }
+    free(named);
 }
 
-/* Keeps a WANT whose offer is not there yet. */
-static void wait_for_offer(st_kv_link *l, kv_conn *c, const kv_want *w)
+/* Keeps a WANT whose offer is not there yet; takes named. */
+static void wait_for_offer(st_kv_link *l, kv_conn *c, const kv_want *w, int32_t *named)
 {
     for (const kv_wait *x = l->waits; x; x = x->next)
         if (!memcmp(&x->want.id, &w->id, sizeof w->id)) {
             refuse(c, &w->id, ST_EINVAL, "these KV rows are being waited for already");
+            free(named);
             return;
         }
     kv_wait *x = l->n_waits < l->o.max_offers ? calloc(1, sizeof *x) : NULL;
     if (!x) {
         refuse(c, &w->id, ST_EFULL, "too many fetches wait for their prompts here");
+        free(named);
         return;
     }
     uint64_t wait = (uint64_t)w->wait_ms * 1000000u;
     x->conn = c;
     x->want = *w;
+    x->named = named;
     x->deadline = st_now_ns() + (wait < WAIT_MAX_NS ? wait : WAIT_MAX_NS);
     x->next = l->waits;
     l->waits = x;
@@ -235,23 +237,41 @@ static const kv_past *find_past(const st_kv_link *l, const st_transfer_id *id)
     return NULL;
 }
 
+static int32_t *take(int32_t **p)
+{
+    int32_t *taken = *p;
+    *p = NULL;
+    return taken;
+}
+
 void kv_offer_want(st_kv_link *l, kv_conn *c, const kv_want *w, const unsigned char *blocks)
 {
-    kv_offer *o = find(l, &w->id);
+    kv_offer *o = (kv_offer *)kv_link_find(l, l->offer_map, &w->id);
     const kv_past *past = find_past(l, &w->id);
+    int32_t *named = NULL;
+    if (w->n_blocks && !(named = malloc((size_t)w->n_blocks * sizeof *named))) {
+        refuse(c, &w->id, ST_ENOMEM, "out of memory");
+        return;
+    }
+    if (w->n_blocks)
+        kv_blocks_decode(blocks, w->n_blocks, named);
+    bool here = o && o->known;
     if (l->ending)
         refuse(c, &w->id, ST_ECANCELLED, "the engine shuts down");
-    else if (o && !o->end.ended)
-        attach(l, o, c, w, blocks);
-    else if (o)
+    else if (here && !o->end.ended)
+        attach(l, o, c, w, take(&named));
+    else if (here)
         refuse(c, &w->id, o->end.err.status == ST_OK ? ST_ENOTFOUND : o->end.err.status,
                o->end.err.status == ST_OK ? FETCHED : o->end.err.text);
+    else if (o) /* this thread was away while the prompt was offered, computed and asked for */
+        wait_for_offer(l, c, w, take(&named));
     else if (past)
         refuse(c, &w->id, past->status, past->text);
     else if (w->n_blocks)
         refuse(c, &w->id, ST_ENOTFOUND, "no KV rows are offered under this id");
     else
-        wait_for_offer(l, c, w);
+        wait_for_offer(l, c, w, NULL);
+    free(named);
 }
 
 /* Takes a wait out of the list. */
@@ -260,6 +280,7 @@ static void drop_wait(st_kv_link *l, kv_wait **at)
     kv_wait *x = *at;
     *at = x->next;
     l->n_waits--;
+    free(x->named);
     free(x);
 }
 
@@ -303,7 +324,7 @@ void kv_offer_add(st_kv_link *l, kv_offer *o)
     l->offers = o;
     for (kv_wait **at = &l->waits; *at; at = &(*at)->next)
         if (!memcmp(&(*at)->want.id, &o->node.id, sizeof o->node.id)) {
-            attach(l, o, (*at)->conn, &(*at)->want, NULL);
+            attach(l, o, (*at)->conn, &(*at)->want, take(&(*at)->named));
             drop_wait(l, at);
             return;
         }

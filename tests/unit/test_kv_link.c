@@ -3,13 +3,14 @@
 #include "cmocka_all.h"
 
 #include <arpa/inet.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "kv_link_endings.h"
 #include "kv_link_stores.h"
-#include "transfer/kv_link_messages.h"
+#include "transfer/kv_link_internal.h"
 #include "transfer/kv_row_ranges.h"
 
 static uint64_t seed = 20261122;
@@ -721,6 +722,42 @@ static void test_local(void **state)
     engine_free(&a);
 }
 
+/* A WANT that names blocks may overtake the order by which the link's thread hears of the offer:
+ * when that thread was away for as long as the prompt took. No thread here, and a connection that
+ * says nothing. */
+static void test_offer_not_known_yet(void **state)
+{
+    engine a = engine_new(2, 80, 16, 8);
+    st_kv_link l = {.o = options_of(a.store)};
+    l.o.max_offers = 4;
+    assert_int_equal(pthread_mutex_init(&l.lock, NULL), 0);
+    l.orders_tail = &l.orders;
+    l.wake_fd = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    assert_true(l.wake_fd >= 0);
+    kv_conn conn = {.link = &l};
+    conn.sending_tail = &conn.sending;
+    st_transfer_id id = new_id();
+    ending over = {0};
+    assert_int_equal(st_kv_offer(&l, &id, 40, on_over, &over, NULL), ST_OK);
+    int32_t named[3] = {7, 5, 3};
+    unsigned char bytes[sizeof named];
+    kv_blocks_encode(named, 3, bytes);
+    kv_want w = {.id = id, .n_tokens = 39, .wait_ms = 1000, .n_blocks = 3};
+    kv_offer_want(&l, &conn, &w, bytes);
+    assert_int_equal(l.n_waits, 1);
+    kv_offer *o = l.orders->offer;
+    kv_offer_add(&l, o);
+    assert_int_equal(l.n_waits, 0);
+    assert_ptr_equal(o->conn, &conn);
+    assert_int_equal(o->n_named, 3);
+    assert_memory_equal(o->named, named, sizeof named);
+    free(l.orders);
+    kv_offer_free(o);
+    close(l.wake_fd);
+    pthread_mutex_destroy(&l.lock);
+    engine_free(&a);
+}
+
 /* A link that does nothing takes no processor time. */
 static void test_idle(void **state)
 {
@@ -768,6 +805,7 @@ int main(void)
         cmocka_unit_test(test_restart),
         cmocka_unit_test(test_garbage),
         cmocka_unit_test(test_local),
+        cmocka_unit_test(test_offer_not_known_yet),
         cmocka_unit_test(test_idle),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
