@@ -89,6 +89,10 @@ typedef struct st_kernels {
      * I4: groups in order: v = fma(float(integer dot product of the group), scale, v); then
      * v * a->scale[i]. */
     void (*matmul)(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1);
+    /* Products with a->x itself, whatever the weights are: float32 math. F32, F16, BF16, F8: as
+     * matmul. I8: the chain of multiply-adds along k times scale[j]. I4: groups in order:
+     * v = fma(the group's chain, scale, v). */
+    void (*matmul_float)(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1);
     /* Fills a->q, a->scale and a->sum from a->x. Per row: scale = absmax/127 (1 for a row of
      * zeros, NaN and zeros for a row that is not finite), q = round half to even of x / scale,
      * zero beyond k. */

@@ -24,6 +24,7 @@ typedef struct run {
     float *y;
     size_t ldy, block_bytes, scale_offset, x_bytes, step_bits; /* of an x; of a block per input */
     int n0, n1, part;
+    bool int8; /* x's int8 form is read */
     bool cold; /* nobody has prefetched what comes now */
 } run;
 
@@ -80,8 +81,7 @@ static void run_strips(run *r, st_tile *t, int j, int row0, int row1)
             next = t->fetch_end;
         }
         t->y = r->y + i * r->ldy + j;
-        t->x = (const char *)(st_weight_takes_int8(r->w->type) ? (const void *)r->a->q
-                                                               : (const void *)r->a->x) +
+        t->x = (const char *)(r->int8 ? (const void *)r->a->q : (const void *)r->a->x) +
                i * t->ldx + (size_t)t->k0 * r->x_bytes;
         t->x_scale = r->a->scale ? r->a->scale + i : NULL;
         t->sum = r->a->sum ? r->a->sum + i * t->lds : NULL;
@@ -92,9 +92,8 @@ static void run_strips(run *r, st_tile *t, int j, int row0, int row1)
 
 static void run_rows(run *r, int row0, int row1)
 {
-    bool int8 = st_weight_takes_int8(r->w->type);
     st_tile t = {.ldy = r->ldy,
-                 .ldx = int8 ? r->a->ldq : r->a->ld * sizeof(float),
+                 .ldx = r->int8 ? r->a->ldq : r->a->ld * sizeof(float),
                  .lds = st_act_sums(r->w->k),
                  .matrix = r->w};
     r->cold = true;
@@ -118,13 +117,14 @@ static int part_inputs(const st_packed *w, size_t x_bytes)
     return part < w->k ? part : w->k;
 }
 
-void st_packed_run(const st_tile_set *set, float *y, size_t ldy, const st_act *a,
+void st_packed_run(const st_tile_set *set, bool int8, float *y, size_t ldy, const st_act *a,
                    const st_packed *w, size_t block_bytes, size_t scale_offset, int n0, int n1)
 {
     run r = {.set = set, .a = a, .w = w, .y = y, .ldy = ldy, .n0 = n0, .n1 = n1};
     r.block_bytes = block_bytes;
     r.scale_offset = scale_offset;
-    r.x_bytes = st_weight_takes_int8(w->type) ? 1 : sizeof(float);
+    r.int8 = int8;
+    r.x_bytes = int8 ? 1 : sizeof(float);
     r.step_bits = (size_t)set->cols * st_weight_bits(w->type);
     r.part = a->m <= set->rows ? w->k : part_inputs(w, r.x_bytes);
     if (a->m <= 0 || n0 >= n1)

@@ -35,8 +35,9 @@ typedef struct st_tile_set {
     int cols;                               /* pack_cols */
 } st_tile_set;
 
-/* set: of w's type. block_bytes, scale_offset: as packed by the table. */
-void st_packed_run(const st_tile_set *set, float *y, size_t ldy, const st_act *a,
+/* set: of w's type; it reads a's int8 form or its floats. block_bytes, scale_offset: as packed by
+ * the table. */
+void st_packed_run(const st_tile_set *set, bool int8, float *y, size_t ldy, const st_act *a,
                    const st_packed *w, size_t block_bytes, size_t scale_offset, int n0, int n1);
 
 /* Bits of one weight in a block. */

@@ -17,22 +17,43 @@ typedef struct weight_case {
     st_weight_type type;
     int group; /* 0: none; -1: k */
     bool zero;
+    bool floats; /* matmul_float: meets x as it is */
 } weight_case;
 
 static const weight_case cases[] = {
-    {"F32", ST_WEIGHT_F32, 0, false},
-    {"F16", ST_WEIGHT_F16, 0, false},
-    {"BF16", ST_WEIGHT_BF16, 0, false},
-    {"F8 by 128", ST_WEIGHT_F8, 128, false},
-    {"F8 by 2", ST_WEIGHT_F8, 2, false},
-    {"F8, one group", ST_WEIGHT_F8, -1, false},
-    {"I8", ST_WEIGHT_I8, 0, false},
-    {"I4 by 32", ST_WEIGHT_I4, 32, false},
-    {"I4 by 128", ST_WEIGHT_I4, 128, false},
-    {"I4 by 64, zero points", ST_WEIGHT_I4, 64, true},
-    {"I4, one group", ST_WEIGHT_I4, -1, false},
-    {"I4, one group, zero points", ST_WEIGHT_I4, -1, true},
+    {"F32", ST_WEIGHT_F32, 0, false, false},
+    {"F16", ST_WEIGHT_F16, 0, false, false},
+    {"BF16", ST_WEIGHT_BF16, 0, false, false},
+    {"F8 by 128", ST_WEIGHT_F8, 128, false, false},
+    {"F8 by 2", ST_WEIGHT_F8, 2, false, false},
+    {"F8, one group", ST_WEIGHT_F8, -1, false, false},
+    {"I8", ST_WEIGHT_I8, 0, false, false},
+    {"I4 by 32", ST_WEIGHT_I4, 32, false, false},
+    {"I4 by 128", ST_WEIGHT_I4, 128, false, false},
+    {"I4 by 64, zero points", ST_WEIGHT_I4, 64, true, false},
+    {"I4, one group", ST_WEIGHT_I4, -1, false, false},
+    {"I4, one group, zero points", ST_WEIGHT_I4, -1, true, false},
+    {"F32, floats", ST_WEIGHT_F32, 0, false, true},
+    {"F8 by 128, floats", ST_WEIGHT_F8, 128, false, true},
+    {"I8, floats", ST_WEIGHT_I8, 0, false, true},
+    {"I4 by 32, floats", ST_WEIGHT_I4, 32, false, true},
+    {"I4 by 64, zero points, floats", ST_WEIGHT_I4, 64, true, true},
+    {"I4, one group, floats", ST_WEIGHT_I4, -1, false, true},
+    {"I4, one group, zero points, floats", ST_WEIGHT_I4, -1, true, true},
 };
+
+static const weight_case plain; /* matmul */
+
+static bool takes_int8(const weight_case *c)
+{
+    return st_weight_takes_int8(c->type) && !c->floats;
+}
+
+static void multiply(const st_kernels *t, const weight_case *c, float *y, size_t ldy,
+                     const st_act *a, const st_packed *w, int n0, int n1)
+{
+    (c->floats ? t->matmul_float : t->matmul)(y, ldy, a, w, n0, n1);
+}
 
 static void make_weights(kt_weights *w, const weight_case *c, int n, int k)
 {
@@ -45,12 +66,12 @@ typedef struct product {
     size_t ldy;
 } product;
 
-static product run(const st_kernels *t, const st_act *a, const st_packed *w)
+static product run(const st_kernels *t, const weight_case *c, const st_act *a, const st_packed *w)
 {
     product p;
     p.ldy = (size_t)w->n + 3;
     p.y = kt_new((size_t)a->m * p.ldy, sizeof(float));
-    t->matmul(p.y.p, p.ldy, a, w, 0, w->n);
+    multiply(t, c, p.y.p, p.ldy, a, w, 0, w->n);
     kt_check_guards(&p.y);
     for (size_t i = 0; i < (size_t)a->m; i++)
         for (size_t b = 0; b < 3 * sizeof(float); b++) {
@@ -103,10 +124,10 @@ static void check_product(const st_kernels *t, const weight_case *c, int m, int 
     make_weights(&w, c, n, k);
     kt_act_new(&a, m, k);
     kt_pack_new(&pack, t, &w);
-    product got = run(t, &a.a, &pack.w);
-    if (st_weight_takes_int8(c->type)) {
+    product got = run(t, c, &a.a, &pack.w);
+    if (takes_int8(c)) {
         kt_pack_new(&ref, kt_tables[0], &w);
-        product want = run(kt_tables[0], &a.a, &ref.w);
+        product want = run(kt_tables[0], c, &a.a, &ref.w);
         check_same(&got, &want, &a.a, n, what);
         kt_free(&want.y);
         kt_pack_free(&ref);
@@ -139,7 +160,7 @@ static void the_reference_matches_float64(void **state)
         kt_weights w;
         kt_act a;
         kt_pack pack;
-        if (!st_weight_takes_int8(cases[c].type))
+        if (!takes_int8(&cases[c]))
             continue;
         make_weights(&w, &cases[c], 9, 301);
         kt_act_new(&a, 4, 301);
@@ -148,7 +169,7 @@ static void the_reference_matches_float64(void **state)
             for (size_t l = 0; l < 301; l++)
                 x[i * a.a.ld + l] = a.a.scale[i] * a.a.q[i * a.a.ldq + l];
         kt_pack_new(&pack, kt_tables[0], &w);
-        product p = run(kt_tables[0], &a.a, &pack.w);
+        product p = run(kt_tables[0], &cases[c], &a.a, &pack.w);
         check_float64(&p, &a.a, &w, cases[c].name);
         kt_free(&p.y);
         kt_pack_free(&pack);
@@ -166,11 +187,11 @@ static void check_invariance(const st_kernels *t, const weight_case *c, int m, i
     make_weights(&w, c, n, k);
     kt_act_new(&a, m, k);
     kt_pack_new(&pack, t, &w);
-    product all = run(t, &a.a, &pack.w);
+    product all = run(t, c, &a.a, &pack.w);
     for (int i = 0; i < m;) {
         int rows = kt_int(0, 1) ? 1 : kt_int(1, m - i);
         st_act some = kt_act_rows(&a, i, rows);
-        product one = run(t, &some, &pack.w);
+        product one = run(t, c, &some, &pack.w);
         product part = {.y = {.p = (float *)all.y.p + (size_t)i * all.ldy}, .ldy = all.ldy};
         check_same(&one, &part, &some, n, c->name);
         kt_free(&one.y);
@@ -180,7 +201,7 @@ static void check_invariance(const st_kernels *t, const weight_case *c, int m, i
     for (int n0 = 0; n0 < n;) {
         int n1 = n0 + kt_int(1, 3) * t->pack_cols;
         n1 = n1 < n ? n1 : n;
-        t->matmul(cut.y.p, cut.ldy, &a.a, &pack.w, n0, n1);
+        multiply(t, c, cut.y.p, cut.ldy, &a.a, &pack.w, n0, n1);
         n0 = n1;
     }
     check_same(&cut, &all, &a.a, n, c->name);
@@ -224,7 +245,7 @@ static void extremes_are_exact(void **state)
                 memset(a.a.q + i * a.a.ldq, xs[e >> 1 & 1], K);
             kt_act_sum(&a);
             kt_pack_new(&pack, kt_tables[t], &w);
-            product p = run(kt_tables[t], &a.a, &pack.w);
+            product p = run(kt_tables[t], &plain, &a.a, &pack.w);
             int value = four ? (e & 1 ? -16 : 15) : (int8_t)i8[e & 1];
             float sum = (float)(xs[e >> 1 & 1] * value * K);
             for (size_t i = 0; i < M; i++)
@@ -259,7 +280,7 @@ static void every_f8_code_is_right(void **state)
                 kt_act_new(&a, 1, 5);
                 ((float *)a.x.p)[at] = 1;
                 kt_pack_new(&pack, kt_tables[t], &w);
-                product p = run(kt_tables[t], &a.a, &pack.w);
+                product p = run(kt_tables[t], &plain, &a.a, &pack.w);
                 for (int j = 0; j < 256; j++) {
                     float got = ((float *)p.y.p)[j], want = st_f8_to_f32((uint8_t)j) * scales[s];
                     assert_true(got == want || (isnan(got) && isnan(want)));
@@ -302,7 +323,7 @@ static void non_finite_values_propagate(void **state)
                 ((float *)a.x.p)[(size_t)row * a.a.ld + (size_t)kt_int(0, K - 1)] = bad[b];
                 kt_tables[t]->quantize(&a.a);
                 kt_pack_new(&pack, kt_tables[t], &w);
-                product p = run(kt_tables[t], &a.a, &pack.w);
+                product p = run(kt_tables[t], &cases[c], &a.a, &pack.w);
                 for (int i = 0; i < M; i++)
                     for (int j = 0; j < N; j++)
                         assert_true(isfinite(((float *)p.y.p)[(size_t)i * p.ldy + (size_t)j]) ==

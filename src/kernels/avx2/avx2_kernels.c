@@ -25,6 +25,7 @@ const st_kernels st_kernels_avx2 = {
     .pack_block_bytes = st_avx2_pack_block_bytes,
     .pack_block = st_avx2_pack_block,
     .matmul = st_avx2_matmul,
+    .matmul_float = st_avx2_matmul_float,
     .quantize = st_simd_quantize,
     .rmsnorm = st_simd_rmsnorm,
     .residual_norm = st_simd_residual_norm,

@@ -297,6 +297,15 @@ static inline vi vi_widen_i8(const void *p)
 {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(p));
 }
+/* The 16-bit halves of lanes of 32. */
+static inline vi vi_low_half(vi a)
+{
+    return _mm256_srai_epi32(_mm256_slli_epi32(a, 16), 16);
+}
+static inline vi vi_high_half(vi a)
+{
+    return _mm256_srai_epi32(a, 16);
+}
 /* 8 VL half bytes as 16-bit integers: v[p][j] from bits 4*(2p + j) on of each 16. */
 static inline void vi_widen_i4(const void *p, vi v[2][2])
 {

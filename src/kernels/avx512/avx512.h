@@ -22,12 +22,16 @@ enum { ST_AVX512_PACK_COLS = 32 };
 size_t st_avx512_pack_block_bytes(const st_packed *shape);
 void st_avx512_pack_block(void *dst, const st_packed *shape, const st_weight_rows *rows);
 void st_avx512_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1);
+void st_avx512_matmul_float(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0,
+                            int n1);
 double st_avx512_peak_i8(int steps);
 
 size_t st_avx512vnni_pack_block_bytes(const st_packed *shape);
 void st_avx512vnni_pack_block(void *dst, const st_packed *shape, const st_weight_rows *rows);
 void st_avx512vnni_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0,
                           int n1);
+void st_avx512vnni_matmul_float(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0,
+                                int n1);
 double st_avx512vnni_peak_i8(int steps);
 
 #endif

@@ -60,7 +60,8 @@ static size_t avx512vnni_attn_scratch(const st_attn_shape *shape)
     {                                                                                              \
         .name = #isa, .pack_cols = ST_AVX512_PACK_COLS,                                            \
         .pack_block_bytes = st_##isa##_pack_block_bytes, .pack_block = st_##isa##_pack_block,      \
-        .matmul = st_##isa##_matmul, .quantize = st_simd_quantize, .rmsnorm = st_simd_rmsnorm,     \
+        .matmul = st_##isa##_matmul, .matmul_float = st_##isa##_matmul_float,                      \
+        .quantize = st_simd_quantize, .rmsnorm = st_simd_rmsnorm,                                  \
         .residual_norm = st_simd_residual_norm, .rope_interleaved = st_simd_rope_interleaved,      \
         .rope_half = st_simd_rope_half, .silu_mul = st_simd_silu_mul, .add = st_simd_add,          \
         .add_scaled = st_simd_add_scaled, .softmax = st_simd_softmax, .to_bf16 = st_simd_to_bf16,  \

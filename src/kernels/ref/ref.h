@@ -10,6 +10,7 @@ enum { ST_REF_PACK_COLS = 1 };
 size_t st_ref_pack_block_bytes(const st_packed *shape);
 void st_ref_pack_block(void *dst, const st_packed *shape, const st_weight_rows *rows);
 void st_ref_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1);
+void st_ref_matmul_float(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1);
 void st_ref_quantize(const st_act *a);
 void st_ref_rmsnorm(float *y, size_t ldy, const float *x, size_t ldx, const float *weight, int m,
                     int d, float eps);

@@ -82,13 +82,28 @@ static float scale_at(const st_packed *w, const unsigned char *row, int group)
     return f;
 }
 
+/* Element l of a row, scaled. */
+static double value(const st_packed *w, const unsigned char *row, int l)
+{
+    int g = w->group > 0 ? l / w->group : 0;
+    switch (w->type) {
+    case ST_WEIGHT_I8:
+        return (double)(int8_t)row[l] * scale_at(w, row, 0);
+    case ST_WEIGHT_I4:
+        return (double)(row[l] - (w->has_zero ? row[zero_offset(w) + (size_t)g] : 8)) *
+               scale_at(w, row, g);
+    case ST_WEIGHT_F8:
+        return (double)element(w->type, row, l) * scale_at(w, row, g);
+    default:
+        return element(w->type, row, l);
+    }
+}
+
 static float float_product(const st_packed *w, const unsigned char *row, const float *x)
 {
     double sum = 0;
-    for (int l = 0; l < w->k; l++) {
-        double scale = w->type == ST_WEIGHT_F8 ? scale_at(w, row, l / w->group) : 1;
-        sum += (double)x[l] * element(w->type, row, l) * scale;
-    }
+    for (int l = 0; l < w->k; l++)
+        sum += (double)x[l] * value(w, row, l);
     return (float)sum;
 }
 
@@ -130,6 +145,15 @@ void st_ref_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w, in
                 v = float_product(w, row, a->x + (size_t)i * a->ld);
             y[(size_t)i * ldy + (size_t)j] = v;
         }
+}
+
+void st_ref_matmul_float(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1)
+{
+    size_t block = st_ref_pack_block_bytes(w);
+    for (int i = 0; i < a->m; i++)
+        for (int j = n0; j < n1; j++)
+            y[(size_t)i * ldy + (size_t)j] = float_product(
+                w, (const unsigned char *)w->data + (size_t)j * block, a->x + (size_t)i * a->ld);
 }
 
 static float row_scale(const float *x, int k)

@@ -7,6 +7,7 @@ const st_kernels st_kernels_ref = {
     .pack_block_bytes = st_ref_pack_block_bytes,
     .pack_block = st_ref_pack_block,
     .matmul = st_ref_matmul,
+    .matmul_float = st_ref_matmul_float,
     .quantize = st_ref_quantize,
     .rmsnorm = st_ref_rmsnorm,
     .residual_norm = st_ref_residual_norm,
