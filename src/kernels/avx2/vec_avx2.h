@@ -7,11 +7,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/avx2/bytes_avx2.h"
+
 typedef __m256 vf;
 typedef __m256i vi;
-
-/* Matmul tile: rows of x by 4 rows of w; 12 accumulators of 16 registers. */
-#define MM_ROWS 3
 
 enum {
     VL = 8,
@@ -190,6 +189,12 @@ static inline vf vf_scale2(vf p, vf n)
     return _mm256_mul_ps(_mm256_mul_ps(p, vf_power2(half)), vf_power2(_mm256_sub_epi32(i, half)));
 }
 
+/* The compiler must not leave out what v is made of. */
+static inline void vf_keep(vf v)
+{
+    __asm__ volatile("" : : "v"(v));
+}
+
 /* Horizontal sums of four vectors, each by the same tree. */
 static inline __m128 vf_sum4(vf a, vf b, vf c, vf d)
 {
@@ -199,6 +204,10 @@ static inline __m128 vf_sum4(vf a, vf b, vf c, vf d)
     vf s = _mm256_add_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(x, y)),
                          _mm256_castpd_ps(_mm256_unpackhi_pd(x, y)));
     return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+static inline void vf_store4(float *p, __m128 v)
+{
+    _mm_storeu_ps(p, v);
 }
 static inline float vf_sum(vf a)
 {
@@ -342,7 +351,7 @@ static inline void vf_store_i8(int8_t *q, vf v)
     _mm_storel_epi64((__m128i *)(void *)q, _mm_packs_epi16(h, h));
 }
 /* 32 floats as integers, nearest even; no NaN, within [-128, 127]. */
-static inline __m256i vf_to_i8(const vf v[4])
+static inline vb vf_to_i8(const vf v[4])
 {
     vi a = _mm256_packs_epi32(_mm256_cvtps_epi32(v[0]), _mm256_cvtps_epi32(v[1]));
     vi b = _mm256_packs_epi32(_mm256_cvtps_epi32(v[2]), _mm256_cvtps_epi32(v[3]));

@@ -6,11 +6,10 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "kernels/avx2/bytes_avx2.h"
+
 typedef __m512 vf;
 typedef __m512i vi;
-
-/* Matmul tile: rows of x by 4 rows of w; 24 accumulators of 32 registers. */
-#define MM_ROWS 6
 
 enum {
     VL = 16,
@@ -194,6 +193,12 @@ static inline vf vf_scale2(vf p, vf n)
     return _mm512_scalef_ps(p, n);
 }
 
+/* The compiler must not leave out what v is made of. */
+static inline void vf_keep(vf v)
+{
+    __asm__ volatile("" : : "v"(v));
+}
+
 /* Horizontal sums of four vectors, each by the same tree. */
 static inline __m128 vf_sum4(vf a, vf b, vf c, vf d)
 {
@@ -204,6 +209,10 @@ static inline __m128 vf_sum4(vf a, vf b, vf c, vf d)
                          _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
     __m256 h = _mm256_add_ps(_mm512_castps512_ps256(s), _mm512_extractf32x8_ps(s, 1));
     return _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+}
+static inline void vf_store4(float *p, __m128 v)
+{
+    _mm_storeu_ps(p, v);
 }
 static inline float vf_sum(vf a)
 {
@@ -383,7 +392,7 @@ static inline void vf_store_i8(int8_t *q, vf v)
     _mm_storeu_si128((__m128i *)(void *)q, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
 }
 /* 32 floats as integers, nearest even; no NaN, within [-128, 127]. */
-static inline __m256i vf_to_i8(const vf v[2])
+static inline vb vf_to_i8(const vf v[2])
 {
     return _mm256_set_m128i(_mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v[1])),
                             _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(v[0])));
