@@ -6,6 +6,7 @@ headers   every header compiles alone and has an include guard
 names     file names are unique in the repository's sources
 format    clang-format has nothing to change
 roles     a C file opens with a comment that says its role
+programs  setting up a build looks for no program that ./run does not install
 """
 import os
 import re
@@ -92,9 +93,23 @@ def format_(files):
             sorted({line.split(":")[0] for line in r.stderr.splitlines() if ": error:" in line}))
 
 
+# What tests alone need is found when they run, by env: ./run installs only what builds need.
+PROGRAMS = {"/usr/bin/python3", "env", "configure_nginx.sh"}
+
+
+def programs(_):
+    out = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "*meson.build"], cwd=ROOT,
+                         capture_output=True, text=True, check=True).stdout.split()
+    for f in out:
+        for name in re.findall(r"find_program\('([^']*)'", open(f"{ROOT}/{f}").read()):
+            if name not in PROGRAMS:
+                yield f"{f}: looks for {name}, which a machine that only builds need not have"
+
+
 def main():
     files = sources()
-    bad = [e for check in (layers, headers, names, roles, format_) for e in check(files)]
+    bad = [e for check in (layers, headers, names, roles, programs, format_)
+           for e in check(files)]
     print("\n".join(bad) or f"{len(files)} files checked")
     sys.exit(1 if bad or not files else 0)
 
