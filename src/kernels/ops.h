@@ -43,7 +43,7 @@ typedef struct st_expand_shape {
 
 typedef struct st_expand_job {
     st_expand_shape shape;
-    const st_packed *wk, *wv; /* [n_heads] of [nope, kv_lora] and [v, kv_lora]: floats */
+    const st_packed *wk, *wv; /* [n_heads] of [nope, kv_lora] and [v, kv_lora] */
     const float *q;           /* [rows][n_heads][nope + rope], rotated */
     float *out;               /* [rows][n_heads][v] */
     const st_kv_layer *kv;    /* rows [kv_lora | rope] */

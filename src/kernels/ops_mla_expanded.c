@@ -96,8 +96,8 @@ static void expand_tile(const expand_run *run, const st_attn_seq *seq, int head,
             k->to_f32(to, row, job->kv->dtype, s->kv_lora + s->rope);
     }
     const st_act a = {.x = latent, .ld = y->ld_latent, .m = count, .k = s->kv_lora};
-    k->matmul(keys, y->ld_keys, &a, &job->wk[head], 0, s->nope);
-    k->matmul(values, y->ld_values, &a, &job->wv[head], 0, s->v);
+    k->matmul_float(keys, y->ld_keys, &a, &job->wk[head], 0, s->nope);
+    k->matmul_float(values, y->ld_values, &a, &job->wv[head], 0, s->v);
     for (int i = 0; i < count; i++)
         memcpy(keys + (size_t)i * y->ld_keys + s->nope,
                latent + (size_t)i * y->ld_latent + s->kv_lora, (size_t)s->rope * sizeof *keys);

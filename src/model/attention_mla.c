@@ -56,8 +56,28 @@ static int32_t same_way(const st_work *w, int32_t row, int32_t end)
     return next;
 }
 
+/* lat = q through uk[h], whose integers are without their scales: the query takes these. */
+static void absorb_scaled(const mla_run *r, int32_t h, const st_act *q, float *lat, size_t ldl,
+                          int worker)
+{
+    const st_model *m = r->m;
+    const st_kv_b *b = &m->layers[r->layer].mla.kv_b;
+    size_t nope = (size_t)q->k;
+    const float *scale = b->key_scale + (size_t)h * (size_t)b->key_groups * nope;
+    float *scaled = m->work.scaled_q + (size_t)worker * ST_HEAD_TASK_TOKENS * nope;
+    const st_act a = {.x = scaled, .ld = nope, .m = q->m, .k = q->k};
+    int32_t n = m->config.kv_lora_rank;
+    for (int32_t at = 0; at < n; at += b->key_group, scale += nope) {
+        for (size_t i = 0; i < (size_t)q->m; i++)
+            for (size_t d = 0; d < nope; d++)
+                scaled[i * nope + d] = q->x[i * q->ld + d] * scale[d];
+        int32_t end = n - at < b->key_group ? n : at + b->key_group;
+        m->k->matmul_float(lat, ldl, &a, &b->uk[h], at, end);
+    }
+}
+
 /* Rows [row, end) of one head: into the latent space, and the rotated part. */
-static void absorb_queries(const mla_run *r, int32_t h, int32_t row, int32_t end)
+static void absorb_queries(const mla_run *r, int32_t h, int32_t row, int32_t end, int worker)
 {
     const st_model *m = r->m;
     const st_model_config *c = &m->config;
@@ -67,7 +87,11 @@ static void absorb_queries(const mla_run *r, int32_t h, int32_t row, int32_t end
     const float *q = m->work.q + (size_t)row * ldq + (size_t)h * (size_t)(nope + rope);
     float *lat = m->work.q_lat + (size_t)row * ldl + (size_t)h * (size_t)(lora + rope);
     const st_act a = {.x = q, .ld = ldq, .m = end - row, .k = nope};
-    m->k->matmul(lat, ldl, &a, &m->layers[r->layer].mla.uk[h], 0, lora);
+    const st_kv_b *b = &m->layers[r->layer].mla.kv_b;
+    if (b->key_scale)
+        absorb_scaled(r, h, &a, lat, ldl, worker);
+    else
+        m->k->matmul_float(lat, ldl, &a, &b->uk[h], 0, lora);
     for (; row < end; row++, q += ldq, lat += ldl) {
         memcpy(lat + lora, q + nope, (size_t)rope * sizeof *lat);
         rotate(m, lat + lora, row);
@@ -99,7 +123,7 @@ static void query_task(void *arg, size_t task, int worker)
         if (w->expanded[row])
             rotate_queries(r, h, row, next);
         else
-            absorb_queries(r, h, row, next);
+            absorb_queries(r, h, row, next, worker);
     }
 }
 
@@ -138,8 +162,8 @@ static void value_task(void *arg, size_t task, int worker)
                           .ld = ldl,
                           .m = next - row,
                           .k = c->kv_lora_rank};
-        m->k->matmul(w->o.x + (size_t)row * ldo + (size_t)h * (size_t)v, ldo, &a,
-                     &m->layers[r->layer].mla.uv[h], 0, v);
+        m->k->matmul_float(w->o.x + (size_t)row * ldo + (size_t)h * (size_t)v, ldo, &a,
+                           &m->layers[r->layer].mla.kv_b.uv[h], 0, v);
     }
     quantize_finished(r, task);
 }
@@ -150,8 +174,8 @@ static void attend_expanded(const mla_run *r)
     const st_mla_weights *a = &m->layers[r->layer].mla;
     st_kv_layer kv = st_kv_layer_of(r->s, r->layer);
     st_expand_job job = {.shape = st_expand_shape_of(&m->config),
-                         .wk = a->wk,
-                         .wv = a->uv,
+                         .wk = a->kv_b.wk,
+                         .wv = a->kv_b.uv,
                          .q = m->work.q,
                          .out = m->work.o.x,
                          .kv = &kv,

@@ -67,18 +67,18 @@ static st_status load_mla(loader *l, st_layer *y)
     } else if ((s = linear(l, name_of(l, "self_attn.q_proj"), q, hidden, false, &a->q_b))) {
         return s;
     }
-    a->uk = allocate(l, (size_t)c->n_heads, sizeof *a->uk);
-    a->wk = allocate(l, (size_t)c->n_heads, sizeof *a->wk);
-    a->uv = allocate(l, (size_t)c->n_heads, sizeof *a->uv);
-    if (!a->uk || !a->wk || !a->uv)
+    st_kv_b *b = &a->kv_b;
+    b->uk = allocate(l, (size_t)c->n_heads, sizeof *b->uk);
+    b->wk = allocate(l, (size_t)c->n_heads, sizeof *b->wk);
+    b->uv = allocate(l, (size_t)c->n_heads, sizeof *b->uv);
+    if (!b->uk || !b->wk || !b->uv)
         return ST_ENOMEM;
     if ((s = linear(l, name_of(l, "self_attn.kv_a_proj_with_mqa"), kv, hidden, c->qkv_bias,
                     &a->kv_a)) ||
         (s = vector(l, name_of(l, "self_attn.kv_a_layernorm.weight"), c->kv_lora_rank,
                     &a->kv_a_norm)) ||
         (s = st_weights_kv_b(l->w, name_of(l, "self_attn.kv_b_proj"), c->n_heads,
-                             c->qk_nope_head_dim, c->v_head_dim, c->kv_lora_rank, a->uk, a->wk,
-                             a->uv, l->err)))
+                             c->qk_nope_head_dim, c->v_head_dim, c->kv_lora_rank, b, l->err)))
         return s;
     y->quantize_attn_in = st_takes_int8(&a->q_a) || st_takes_int8(&a->kv_a) ||
                           (!c->q_lora_rank && st_takes_int8(&a->q_b));

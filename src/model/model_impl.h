@@ -15,9 +15,7 @@ typedef struct st_mla_weights {
     const float *q_a_norm;
     st_linear q_b, kv_a, o;
     const float *kv_a_norm;
-    st_packed *uk; /* [n_heads] of [kv_lora, nope]: the key expansion, transposed */
-    st_packed *wk; /* [n_heads] of [nope, kv_lora]: the same as published */
-    st_packed *uv; /* [n_heads] of [v, kv_lora]: the value expansion */
+    st_kv_b kv_b;
 } st_mla_weights;
 
 typedef struct st_gqa_weights {
@@ -65,17 +63,18 @@ enum { ST_HEAD_TASK_TOKENS = 32 }; /* tokens of one (head, group of tokens) task
  * token, R = T * K rows of chosen experts. */
 typedef struct st_work {
     void *memory;
-    float *x;       /* [T, hidden] residual stream */
-    st_rows in;     /* [T, hidden] normed input of attention, then of the MLP */
-    float *branch;  /* [T, hidden] output of attention, then of the MLP */
-    float *cos_sin; /* [T, rope dim] */
-    size_t *kv_at;  /* [T] byte offset of the token's KV row within a layer */
-    float *q;       /* [T, n_heads * q head size] */
-    float *kv;      /* [T, kv row] new KV rows, before conversion */
-    st_rows o;      /* [T, n_heads * v head size] attention output, the input of o_proj */
-    st_rows q_a;    /* MLA: [T, q_lora] */
-    float *q_lat;   /* MLA: [T, n_heads, kv_lora + rope] */
-    float *o_lat;   /* MLA: [T, n_heads, kv_lora] */
+    float *x;        /* [T, hidden] residual stream */
+    st_rows in;      /* [T, hidden] normed input of attention, then of the MLP */
+    float *branch;   /* [T, hidden] output of attention, then of the MLP */
+    float *cos_sin;  /* [T, rope dim] */
+    size_t *kv_at;   /* [T] byte offset of the token's KV row within a layer */
+    float *q;        /* [T, n_heads * q head size] */
+    float *kv;       /* [T, kv row] new KV rows, before conversion */
+    st_rows o;       /* [T, n_heads * v head size] attention output, the input of o_proj */
+    st_rows q_a;     /* MLA: [T, q_lora] */
+    float *q_lat;    /* MLA: [T, n_heads, kv_lora + rope] */
+    float *o_lat;    /* MLA: [T, n_heads, kv_lora] */
+    float *scaled_q; /* MLA: [threads, ST_HEAD_TASK_TOKENS, nope] a task's queries, scaled for uk */
     _Atomic int32_t *heads_done; /* MLA: [T / ST_HEAD_TASK_TOKENS + 1] of a group of tokens */
     st_rows h;              /* [T, intermediate] silu(gate) * up of dense MLP or shared experts */
     float *router;          /* [T, n_experts] */

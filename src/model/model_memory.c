@@ -44,6 +44,8 @@ static void add_prepared(sum *s, const st_tensor *t)
     add(s, 1, 1, PER_TENSOR);
     if (t->rank == 1)
         add(s, t->bytes / size, 1, sizeof(float));
+    else if (strstr(t->name, ".kv_b_proj.") && strstr(t->name, "scale"))
+        add(s, t->bytes / size, 1, sizeof(float)); /* of the keys: more than half */
     else if (strcmp(t->name, embedding) == 0 && (uintptr_t)t->data % size)
         add(s, t->bytes, 1, 1);
 }

@@ -27,7 +27,7 @@ static size_t attention_bytes(const st_model *m, const st_layer *l)
     size_t n = matrix_bytes(m, &l->mla.q_a.w) + matrix_bytes(m, &l->mla.q_b.w) +
                matrix_bytes(m, &l->mla.kv_a.w) + matrix_bytes(m, &l->mla.o.w);
     for (int32_t h = 0; h < m->config.n_heads; h++)
-        n += matrix_bytes(m, &l->mla.uk[h]) + matrix_bytes(m, &l->mla.uv[h]);
+        n += matrix_bytes(m, &l->mla.kv_b.uk[h]) + matrix_bytes(m, &l->mla.kv_b.uv[h]);
     return n;
 }
 

@@ -32,7 +32,7 @@ static st_status f8_read(const st_weight_source *s, int32_t r0, int32_t r1, void
     return ST_OK;
 }
 
-static const st_weight_reader f8_reader = {f8_scratch, f8_read};
+static const st_weight_reader f8_reader = {f8_scratch, f8_read, NULL};
 
 st_status st_weight_find_f8(const st_checkpoint *c, const char *name, st_weight_source *s,
                             st_error *err)

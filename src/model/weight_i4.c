@@ -191,21 +191,27 @@ static size_t group_of_block(const st_weight_source *s, size_t g)
     return order ? word_at(order, g * (size_t)s->scale_inputs) : g;
 }
 
+static st_status i4_scales(const st_weight_source *s, int32_t r0, int32_t r1, float *out,
+                           st_error *err)
+{
+    size_t groups = groups_of(s);
+    st_status status = ST_OK;
+    for (int32_t r = r0; !status && r < r1; r++)
+        for (size_t g = 0; !status && g < groups; g++)
+            status = read_scale(s, (size_t)r, group_of_block(s, g), out++, err);
+    return status;
+}
+
 static st_status i4_read(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch,
                          st_weight_rows *out, st_error *err)
 {
     parts p = parts_of(s, r1 - r0, scratch);
     size_t groups = groups_of(s), at = 0;
+    st_status status = i4_scales(s, r0, r1, p.scale, err);
     read_numbers(s, r0, r1, p.numbers);
-    for (int32_t r = r0; r < r1; r++)
-        for (size_t g = 0; g < groups; g++, at++) {
-            size_t group = group_of_block(s, g);
-            st_status status = read_scale(s, (size_t)r, group, &p.scale[at], err);
-            if (!status)
-                status = read_zero(s, (size_t)r, group, &p.zero[at], err);
-            if (status)
-                return status;
-        }
+    for (int32_t r = r0; !status && r < r1; r++)
+        for (size_t g = 0; !status && g < groups; g++, at++)
+            status = read_zero(s, (size_t)r, group_of_block(s, g), &p.zero[at], err);
     *out = (st_weight_rows){.type = ST_WEIGHT_I4,
                             .n = r1 - r0,
                             .k = s->k,
@@ -213,10 +219,10 @@ static st_status i4_read(const st_weight_source *s, int32_t r0, int32_t r1, void
                             .data = p.numbers,
                             .scale = p.scale,
                             .zero = s->has_zero ? p.zero : NULL};
-    return ST_OK;
+    return status;
 }
 
-static const st_weight_reader i4_reader = {i4_scratch, i4_read};
+static const st_weight_reader i4_reader = {i4_scratch, i4_read, i4_scales};
 
 /* --- INT4 whose groups are not together -------------------------------------------------- */
 
@@ -265,7 +271,7 @@ static st_status ordered_read(const st_weight_source *s, int32_t r0, int32_t r1,
     return ST_OK;
 }
 
-static const st_weight_reader ordered_reader = {ordered_scratch, ordered_read};
+static const st_weight_reader ordered_reader = {ordered_scratch, ordered_read, NULL};
 
 /* --- finding ----------------------------------------------------------------------------- */
 

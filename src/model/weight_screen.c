@@ -55,8 +55,8 @@ static st_status bound_read(const st_weight_source *s, int32_t r0, int32_t r1, v
     return ST_OK;
 }
 
-static const st_weight_reader approx_reader = {approx_scratch, approx_read};
-static const st_weight_reader bound_reader = {bound_scratch, bound_read};
+static const st_weight_reader approx_reader = {approx_scratch, approx_read, NULL};
+static const st_weight_reader bound_reader = {bound_scratch, bound_read, NULL};
 
 void st_weight_source_screen(const st_weight_source *base, st_weight_source *approx,
                              st_weight_source *bound)

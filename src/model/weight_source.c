@@ -165,25 +165,31 @@ static bool rows_finite(const st_weight_rows *r)
     return finite_32(r->scale, (size_t)r->n * groups_of(r->type, r->k, r->group));
 }
 
-/* Element i of row r as a float; not of F16 and BF16, which slices keep. */
-static float element(const st_weight_rows *w, int32_t r, int32_t i)
+/* Where element i of row r has its scale. */
+static size_t scale_at(const st_weight_rows *w, int32_t r, int32_t i)
+{
+    size_t groups = groups_of(w->type, w->k, w->group);
+    return (size_t)r * groups + (groups > 1 ? (size_t)(i / w->group) : 0);
+}
+
+/* Element i of row r of F8 or F32 as a float. */
+static float float_of(const st_weight_rows *w, int32_t r, int32_t i)
 {
     size_t at = (size_t)r * (size_t)w->k + (size_t)i;
-    size_t groups = groups_of(w->type, w->k, w->group);
-    size_t g = groups > 1 ? (size_t)(i / w->group) : 0, s = (size_t)r * groups + g;
-    switch (w->type) {
-    case ST_WEIGHT_I8:
-        return (float)((const int8_t *)w->data)[at] * w->scale[s];
-    case ST_WEIGHT_I4:
-        return (float)(((const uint8_t *)w->data)[at] - (w->zero ? w->zero[s] : 8)) * w->scale[s];
-    case ST_WEIGHT_F8:
-        return st_f8_to_f32(((const uint8_t *)w->data)[at]) * w->scale[s];
-    default: {
-        float v;
-        memcpy(&v, (const char *)w->data + at * sizeof v, sizeof v);
-        return v;
-    }
-    }
+    float v;
+    if (w->type == ST_WEIGHT_F8)
+        return st_f8_to_f32(((const uint8_t *)w->data)[at]) * w->scale[scale_at(w, r, i)];
+    memcpy(&v, (const char *)w->data + at * sizeof v, sizeof v);
+    return v;
+}
+
+/* Element i of row r of I8 or I4, without its scale. */
+static int8_t integer_of(const st_weight_rows *w, int32_t r, int32_t i)
+{
+    size_t at = (size_t)r * (size_t)w->k + (size_t)i;
+    if (w->type == ST_WEIGHT_I8)
+        return ((const int8_t *)w->data)[at];
+    return (int8_t)(((const uint8_t *)w->data)[at] - (w->zero ? w->zero[scale_at(w, r, i)] : 8));
 }
 
 size_t st_weight_source_scratch(const st_weight_source *s, int32_t n_rows)
@@ -214,7 +220,7 @@ static st_status float_read(const st_weight_source *s, int32_t r0, int32_t r1, v
     return ST_OK;
 }
 
-static const st_weight_reader float_reader = {NULL, float_read};
+static const st_weight_reader float_reader = {NULL, float_read, NULL};
 
 enum { I8_WEIGHT, I8_SCALE, I8_OFFSET, I8_ZERO_POINT };
 
@@ -243,17 +249,21 @@ static st_status refuse_zero_points(const st_tensor *t, int32_t r0, int32_t r1, 
     return ST_OK;
 }
 
+static st_status i8_scales(const st_weight_source *s, int32_t r0, int32_t r1, float *out,
+                           st_error *err)
+{
+    st_status status = ST_OK;
+    for (int32_t r = r0; !status && r < r1; r++)
+        status = st_tensor_scale(s->tensor[I8_SCALE], (size_t)r, &out[r - r0], err);
+    return status;
+}
+
 static st_status i8_read(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch,
                          st_weight_rows *out, st_error *err)
 {
-    float *scale = scratch;
-    const st_tensor *t = s->tensor[I8_SCALE];
-    for (int32_t r = r0; r < r1; r++) {
-        st_status bad = st_tensor_scale(t, (size_t)r, &scale[r - r0], err);
-        if (bad)
-            return bad;
-    }
-    st_status status = refuse_zero_points(s->tensor[I8_OFFSET], r0, r1, err);
+    st_status status = i8_scales(s, r0, r1, scratch, err);
+    if (!status)
+        status = refuse_zero_points(s->tensor[I8_OFFSET], r0, r1, err);
     if (!status)
         status = refuse_zero_points(s->tensor[I8_ZERO_POINT], r0, r1, err);
     *out = (st_weight_rows){.type = s->type,
@@ -261,11 +271,11 @@ static st_status i8_read(const st_weight_source *s, int32_t r0, int32_t r1, void
                             .k = s->k,
                             .data = (const char *)s->tensor[I8_WEIGHT]->data +
                                     (size_t)r0 * (size_t)s->k,
-                            .scale = scale};
+                            .scale = scratch};
     return status;
 }
 
-static const st_weight_reader i8_reader = {i8_scratch, i8_read};
+static const st_weight_reader i8_reader = {i8_scratch, i8_read, i8_scales};
 
 /* The scales of an I8 tensor, [n, 1] or [n]. */
 static st_status find_i8(const st_checkpoint *c, const char *name, st_weight_source *s,
@@ -344,6 +354,12 @@ st_status st_weight_source_float(const st_checkpoint *c, const char *name, int32
     return ST_OK;
 }
 
+st_status st_weight_source_scales(const st_weight_source *s, int32_t r0, int32_t r1, float *out,
+                                  st_error *err)
+{
+    return s->reader->scales(s, r0, r1, out, err);
+}
+
 void st_weight_rows_from(const st_weight_rows *all, int32_t first, int32_t n, st_weight_rows *out)
 {
     size_t groups = groups_of(all->type, all->k, all->group);
@@ -389,16 +405,29 @@ static st_status slice_read(const st_weight_source *s, int32_t r0, int32_t r1, v
     float *y = scratch;
     for (int32_t r = 0; r < rows.n; r++)
         for (int32_t i = 0; i < rows.k; i++)
-            *y++ = element(&rows, r, i);
+            *y++ = float_of(&rows, r, i);
     *out = (st_weight_rows){.type = ST_WEIGHT_F32, .n = r1 - r0, .k = s->k, .data = scratch};
     return ST_OK;
 }
 
-static const st_weight_reader slice_reader = {slice_scratch, slice_read};
+static st_status slice_scales(const st_weight_source *s, int32_t r0, int32_t r1, float *out,
+                              st_error *err)
+{
+    return st_weight_source_scales(s->base, s->first + r0, s->first + r1, out, err);
+}
+
+static const st_weight_reader slice_reader = {slice_scratch, slice_read, slice_scales};
+
+/* Scales of the result: for integers, all are 1. */
+static size_t ones_bytes(const st_weight_source *s, int32_t n_rows)
+{
+    return s->type == ST_WEIGHT_I8 ? aligned((size_t)n_rows * sizeof(float)) : 0;
+}
 
 static size_t transposed_scratch(const st_weight_source *s, int32_t n_rows)
 {
-    return result_bytes(s, n_rows) + st_weight_source_scratch(s->base, TRANSPOSE_ROWS);
+    return result_bytes(s, n_rows) + ones_bytes(s, n_rows) +
+           st_weight_source_scratch(s->base, TRANSPOSE_ROWS);
 }
 
 /* Columns [r0, r1) of rows, which become elements [at, at + rows->n) of as many results. */
@@ -410,10 +439,12 @@ static void put_transposed(const st_weight_source *s, const st_weight_rows *rows
         size_t to = (size_t)(c - r0) * k + (size_t)at;
         for (int32_t r = 0; r < rows->n; r++) {
             size_t i = (size_t)r * from + (size_t)c;
-            if (element_size(s->type) == 2)
+            if (s->type == ST_WEIGHT_I8)
+                ((int8_t *)result)[to + (size_t)r] = integer_of(rows, r, c);
+            else if (element_size(s->type) == 2)
                 memcpy((uint16_t *)result + to + r, (const char *)rows->data + 2 * i, 2);
             else
-                ((float *)result)[to + (size_t)r] = element(rows, r, c);
+                ((float *)result)[to + (size_t)r] = float_of(rows, r, c);
         }
     }
 }
@@ -421,7 +452,8 @@ static void put_transposed(const st_weight_source *s, const st_weight_rows *rows
 static st_status transposed_read(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch,
                                  st_weight_rows *out, st_error *err)
 {
-    char *below = (char *)scratch + result_bytes(s, r1 - r0);
+    float *ones = (float *)(void *)((char *)scratch + result_bytes(s, r1 - r0));
+    char *below = (char *)ones + ones_bytes(s, r1 - r0);
     for (int32_t at = 0; at < s->k; at += TRANSPOSE_ROWS) {
         int32_t end = s->k - at < TRANSPOSE_ROWS ? s->k : at + TRANSPOSE_ROWS;
         st_weight_rows rows;
@@ -431,19 +463,33 @@ static st_status transposed_read(const st_weight_source *s, int32_t r0, int32_t 
             return status;
         put_transposed(s, &rows, r0, r1, at, scratch);
     }
-    *out = (st_weight_rows){.type = s->type, .n = r1 - r0, .k = s->k, .data = scratch};
+    bool integers = s->type == ST_WEIGHT_I8;
+    for (int32_t i = 0; integers && i < r1 - r0; i++)
+        ones[i] = 1;
+    *out = (st_weight_rows){
+        .type = s->type, .n = r1 - r0, .k = s->k, .data = scratch, .scale = integers ? ones : NULL};
     return ST_OK;
 }
 
-static const st_weight_reader transposed_reader = {transposed_scratch, transposed_read};
+static const st_weight_reader transposed_reader = {transposed_scratch, transposed_read, NULL};
+
+/* What a slice of such a source is of. */
+static st_weight_type slice_type(st_weight_type base, bool transposed)
+{
+    if (base == ST_WEIGHT_F8)
+        return ST_WEIGHT_F32;
+    return transposed && base == ST_WEIGHT_I4 ? ST_WEIGHT_I8 : base;
+}
 
 void st_weight_source_slice(const st_weight_source *base, int32_t first, int32_t n, bool transposed,
                             st_weight_source *out)
 {
     *out = (st_weight_source){.reader = transposed ? &transposed_reader : &slice_reader,
-                              .type = is_float(base->type) ? base->type : ST_WEIGHT_F32,
+                              .type = slice_type(base->type, transposed),
                               .n = transposed ? base->k : n,
                               .k = transposed ? n : base->k,
+                              .group = transposed || base->type == ST_WEIGHT_F8 ? 0 : base->group,
+                              .has_zero = !transposed && base->has_zero,
                               .base = base,
                               .first = first};
     memcpy(out->tensor, base->tensor, sizeof out->tensor);

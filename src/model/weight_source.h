@@ -20,6 +20,9 @@ typedef struct st_weight_reader {
      * that floats are finite is checked by st_weight_source_read for all. */
     st_status (*read)(const st_weight_source *s, int32_t r0, int32_t r1, void *scratch,
                       st_weight_rows *out, st_error *err);
+    /* The scales of these rows alone, as read would give them. NULL: no integers come of this. */
+    st_status (*scales)(const st_weight_source *s, int32_t r0, int32_t r1, float *out,
+                        st_error *err);
 } st_weight_reader;
 
 enum { ST_SOURCE_TENSORS = 4 };
@@ -53,9 +56,10 @@ ST_NODISCARD st_status st_weight_source_find(const st_checkpoint *c, const char 
 ST_NODISCARD st_status st_weight_source_float(const st_checkpoint *c, const char *name, int32_t n,
                                               int32_t k, st_weight_source *out, st_error *err);
 
-/* Rows [first, first + n) of base as a source of their own. Sources of floats keep their type; all
- * others become F32: for weights whose inputs no one quantizes. transposed: the result has base's k
- * rows of n elements. base must stay where it is. */
+/* Rows [first, first + n) of base as a source of their own, in base's type; but F8 becomes F32, for
+ * weights that meet float inputs. transposed: the result has base's k rows of n elements; integers
+ * come without their scales then (I8, with scales of 1), which belong to its inputs. base must stay
+ * where it is. */
 void st_weight_source_slice(const st_weight_source *base, int32_t first, int32_t n, bool transposed,
                             st_weight_source *out);
 
@@ -68,6 +72,10 @@ size_t st_weight_source_scratch(const st_weight_source *s, int32_t n_rows);
 /* reader->read, and every float (weights and scales) is finite. */
 ST_NODISCARD st_status st_weight_source_read(const st_weight_source *s, int32_t r0, int32_t r1,
                                              void *scratch, st_weight_rows *out, st_error *err);
+
+/* I8 and I4: the scales of rows [r0, r1), [rows][groups], finite. */
+ST_NODISCARD st_status st_weight_source_scales(const st_weight_source *s, int32_t r0, int32_t r1,
+                                               float *out, st_error *err);
 
 /* Rows [first, first + n) of those in all. */
 void st_weight_rows_from(const st_weight_rows *all, int32_t first, int32_t n, st_weight_rows *out);

@@ -150,9 +150,35 @@ st_status st_weights_screen(st_weights *w, const char *name, int32_t n, int32_t 
     return add(w, full, &source[1], bound, err);
 }
 
+/* The scales of every head's keys, a group of inputs after the other. */
+static st_status key_scales(st_weights *w, const st_weight_source *all, int32_t n_heads,
+                            int32_t nope, int32_t rows, st_kv_b *out, st_error *err)
+{
+    size_t groups = (size_t)st_weight_groups(all->k, all->group), n = (size_t)nope;
+    void *mem = NULL, *row = NULL;
+    size_t each;
+    if (!st_mul_size(groups, n, &each) ||
+        allocate(w, (size_t)n_heads, each * sizeof(float), &mem, err) ||
+        allocate(w, groups, sizeof(float), &row, err))
+        return ST_ENOMEM;
+    float *to = mem, *from = row;
+    out->key_scale = mem;
+    out->key_groups = (int32_t)groups;
+    out->key_group = groups > 1 ? all->group : all->k;
+    for (int32_t h = 0; h < n_heads; h++, to += each)
+        for (size_t i = 0; i < n; i++) {
+            int32_t r = h * rows + (int32_t)i;
+            st_status status = st_weight_source_scales(all, r, r + 1, from, err);
+            if (status)
+                return status;
+            for (size_t g = 0; g < groups; g++)
+                to[g * n + i] = from[g];
+        }
+    return ST_OK;
+}
+
 st_status st_weights_kv_b(st_weights *w, const char *name, int32_t n_heads, int32_t nope, int32_t v,
-                          int32_t kv_lora, st_packed *uk, st_packed *wk, st_packed *uv,
-                          st_error *err)
+                          int32_t kv_lora, st_kv_b *out, st_error *err)
 {
     void *mem = NULL;
     if (allocate(w, 1, sizeof(st_weight_source), &mem, err))
@@ -160,19 +186,21 @@ st_status st_weights_kv_b(st_weights *w, const char *name, int32_t n_heads, int3
     st_weight_source *all = mem, part; /* the heads' sources point to it */
     int32_t rows = nope + v;
     st_status status = st_weight_source_find(w->ckpt, name, n_heads * rows, kv_lora, all, err);
+    if (!status && st_weight_takes_int8(all->type))
+        status = key_scales(w, all, n_heads, nope, rows, out, err);
     for (int32_t h = 0; !status && h < n_heads; h++) {
         char full[320];
         snprintf(full, sizeof full, "%s, head %d, keys", name, h);
         st_weight_source_slice(all, h * rows, nope, true, &part);
-        if ((status = add(w, full, &part, &uk[h], err)))
+        if ((status = add(w, full, &part, &out->uk[h], err)))
             break;
         snprintf(full, sizeof full, "%s, head %d, keys as published", name, h);
         st_weight_source_slice(all, h * rows, nope, false, &part);
-        if ((status = add(w, full, &part, &wk[h], err)))
+        if ((status = add(w, full, &part, &out->wk[h], err)))
             break;
         snprintf(full, sizeof full, "%s, head %d, values", name, h);
         st_weight_source_slice(all, h * rows + nope, v, false, &part);
-        status = add(w, full, &part, &uv[h], err);
+        status = add(w, full, &part, &out->uv[h], err);
     }
     return status;
 }

@@ -43,13 +43,22 @@ ST_NODISCARD st_status st_weights_float(st_weights *w, const char *name, int32_t
 /* The same, not packed. */
 ST_NODISCARD st_status st_weights_table(st_weights *w, const char *name, int32_t n, int32_t k,
                                         st_row_table *out, st_error *err);
-/* MLA's kv_b: NAME [n_heads * (nope + v), kv_lora], each head's rows nope first. uk[h] is the
- * head's key part transposed, [kv_lora, nope], wk[h] as it is, [nope, kv_lora]; uv[h] its value
- * part, [v, kv_lora]. Floats stay in their type; quantized tensors become F32, since no one
- * quantizes the rows they meet. */
+/* MLA's kv_b, by head: what takes queries into the latent space and latents out of it. */
+typedef struct st_kv_b {
+    st_packed *uk; /* [n_heads] of [kv_lora, nope]: the keys' part, transposed */
+    st_packed *wk; /* [n_heads] of [nope, kv_lora]: the same as published */
+    st_packed *uv; /* [n_heads] of [v, kv_lora]: the values' part */
+    /* Integers: uk has no scales. What a query is multiplied with before it meets outputs
+     * [g * key_group, (g + 1) * key_group) of uk[h]: [n_heads][key_groups][nope]. Else NULL. */
+    const float *key_scale;
+    int32_t key_group, key_groups;
+} st_kv_b;
+
+/* NAME [n_heads * (nope + v), kv_lora], each head's rows nope first. Integers and floats stay what
+ * they are, F8 becomes F32. The arrays of out are the caller's, [n_heads]. */
 ST_NODISCARD st_status st_weights_kv_b(st_weights *w, const char *name, int32_t n_heads,
-                                       int32_t nope, int32_t v, int32_t kv_lora, st_packed *uk,
-                                       st_packed *wk, st_packed *uv, st_error *err);
+                                       int32_t nope, int32_t v, int32_t kv_lora, st_kv_b *out,
+                                       st_error *err);
 
 /* For a matrix of floats that st_weights_float or st_weights_linear has taken, under its full name:
  * what finds its largest outputs (kernels/ops_screen.h). */

@@ -53,6 +53,8 @@ static void cut_attention(const st_model *m, cutter *c, st_work *w, size_t t)
         w->q_a = cut_rows(c, t, f->q_lora_rank, m->any_int8);
     w->q_lat = cut(c, t, heads * (lora + rope), sizeof(float));
     w->o_lat = cut(c, t, heads * lora, sizeof(float));
+    w->scaled_q = cut(c, (size_t)st_pool_threads(m->pool) * ST_HEAD_TASK_TOKENS,
+                      (size_t)f->qk_nope_head_dim, sizeof(float));
     w->heads_done = cut(c, t / ST_HEAD_TASK_TOKENS + 1, 1, sizeof *w->heads_done);
     w->o = cut_rows(c, t, f->n_heads * f->v_head_dim, m->any_int8);
 }
