@@ -135,14 +135,23 @@ static void record(void *user, const st_token_event *ev)
         if (ev->error)
             snprintf(r->error, sizeof r->error, "%s", ev->error);
     }
-    if (ev->finish != ST_FINISH_NONE || r->n == r->notify_at)
+    bool held = ev->token >= 0 && r->n == r->hold_at;
+    if (ev->finish != ST_FINISH_NONE || r->n == r->notify_at || held)
         pthread_cond_broadcast(&changed);
+    while (held && r->n == r->hold_at)
+        pthread_cond_wait(&changed, &lock);
     pthread_mutex_unlock(&lock);
 }
 
 void submit(st_engine *e, const st_request *r, recorder *rec)
 {
+    submit_held(e, r, rec, 0);
+}
+
+void submit_held(st_engine *e, const st_request *r, recorder *rec, int32_t n)
+{
     memset(rec, 0, sizeof *rec);
+    rec->hold_at = n;
     st_request q = *r;
     q.on_token = record;
     q.user = rec;
@@ -160,6 +169,14 @@ void recorder_wait_tokens(recorder *rec, int32_t n)
     rec->notify_at = n;
     while (rec->n_final == 0 && rec->n < n)
         pthread_cond_wait(&changed, &lock);
+    pthread_mutex_unlock(&lock);
+}
+
+void recorder_release(recorder *rec, int32_t next_n)
+{
+    pthread_mutex_lock(&lock);
+    rec->hold_at = next_n;
+    pthread_cond_broadcast(&changed);
     pthread_mutex_unlock(&lock);
 }
 

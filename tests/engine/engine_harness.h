@@ -37,6 +37,7 @@ typedef struct recorder {
     char error[256];
     int32_t offered[160], n_offered; /* the blocks that an offer's last event names */
     int32_t notify_at;               /* recorder_wait_tokens */
+    int32_t hold_at;                 /* submit_held; 0: nowhere */
 } recorder;
 
 /* A prompt of tests/vectors/lexicon/golden/prompts.json. */
@@ -63,6 +64,11 @@ st_request workload(int i);
 st_request greedy_request(const int32_t *prompt, int32_t n, int32_t max_tokens);
 
 void submit(st_engine *e, const st_request *r, recorder *rec);
+/* The same, and the engine's thread waits in the callback of the n-th token until recorder_release:
+ * what the test does meanwhile comes in time, however slow the machine is. */
+void submit_held(st_engine *e, const st_request *r, recorder *rec, int32_t n);
+/* Lets the engine go on, to the next_n-th token (0: to the end). */
+void recorder_release(recorder *rec, int32_t next_n);
 void recorder_wait(recorder *rec);
 /* Returns when rec has at least n tokens or its final event. */
 void recorder_wait_tokens(recorder *rec, int32_t n);

@@ -289,13 +289,24 @@ static void another_prompts_rows_are_not_taken(void **state)
     /* Nobody fetches the offer: its blocks come back when its lease ends. */
     wait_quiet(e.p);
     assert_int_equal(stats_of(e.p).offers_expired, 1);
-    /* The same id cannot be offered twice at a time. */
-    offer(e.p, &r1, 10, &prefill[1]);
+    free_pair(e);
+}
+
+static void an_id_is_offered_once_at_a_time(void **state)
+{
+    (void)state;
+    st_engine_options o = {0};
+    run_alone(&o, 1, long_request);
+    pair e = make_pair(&o, &o);
+    st_request r = long_request(0);
+    offer(e.p, &r, 10, &prefill[0]);
+    recorder_wait(&prefill[0]);
+    offer(e.p, &r, 10, &prefill[1]);
     recorder_wait(&prefill[1]);
-    offer(e.p, &r1, 10, &prefill[2]);
-    recorder_wait(&prefill[2]);
-    assert_int_equal(prefill[2].finish, ST_FINISH_ERROR);
-    assert_non_null(strstr(prefill[2].error, "taken"));
+    assert_int_equal(prefill[1].finish, ST_FINISH_ERROR);
+    assert_non_null(strstr(prefill[1].error, "taken"));
+    fetch(e, &r, 10, &prefill[0], &decode[0]);
+    check_all(1);
     free_pair(e);
 }
 
@@ -459,11 +470,12 @@ static void a_preempted_offer_stays_right(void **state)
     st_request busy = greedy_request(goldens[0].prompt, goldens[0].n_prompt, 700);
     busy.sampling.ignore_eos = true;
     busy.priority = -1;
-    submit(e.p, &busy, &prefill[1]);
+    submit_held(e.p, &busy, &prefill[1], 1);
     recorder_wait_tokens(&prefill[1], 1);
     st_request r = long_request(0);
     offer(e.p, &r, 0, &prefill[0]);
     fetch(e, &r, 0, NULL, &decode[0]);
+    recorder_release(&prefill[1], 0);
     check_all(1);
     recorder_wait(&prefill[1]);
     assert_true(stats_of(e.p).preemptions > 0);
@@ -495,6 +507,7 @@ int main(void)
         cmocka_unit_test(parallel_gives_the_same_bits),
         cmocka_unit_test(prefixes_are_used_on_either_side),
         cmocka_unit_test(another_prompts_rows_are_not_taken),
+        cmocka_unit_test(an_id_is_offered_once_at_a_time),
         cmocka_unit_test(a_failed_fetch_ends_the_request_where_asked),
         cmocka_unit_test(bad_handovers_are_refused),
         cmocka_unit_test(cancels_at_every_phase_leave_nothing),
