@@ -49,7 +49,7 @@ typedef struct st_act {
     int8_t *q;    /* [m, k], by st_kernels.quantize; NULL where only float weights are met */
     size_t ldq;   /* row stride of q: st_act_ldq(k) */
     float *scale; /* [m] */
-    int32_t *sum; /* [m][st_act_sums(k)]: sums of q over 32 inputs each, then over all of them */
+    int32_t *sum; /* [m][st_act_sums(k)]: sums of q's first 0, 32, 64 ... inputs, then of all k */
     int32_t m, k;
 } st_act;
 

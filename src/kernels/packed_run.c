@@ -22,16 +22,25 @@ typedef struct run {
     const st_act *a;
     const st_packed *w;
     float *y;
-    size_t ldy, block_bytes, scale_offset, x_bytes, step_bits; /* of an x; of a block per input */
+    size_t ldy, x_bytes, step_bits; /* of an x; of a block per input */
+    st_pack_layout layout;
     int n0, n1, part;
     bool int8; /* x's int8 form is read */
     bool cold; /* nobody has prefetched what comes now */
 } run;
 
+/* Bytes of a block before input k, which starts a part or is their end. */
+static size_t bytes_before(const run *r, int k)
+{
+    if (!r->layout.group_bytes)
+        return (size_t)k * r->step_bits / 8;
+    return k < r->w->k ? (size_t)(k / r->w->group) * r->layout.group_bytes : r->layout.block_bytes;
+}
+
 static const unsigned char *piece(const run *r, int j, int k0)
 {
-    return (const unsigned char *)r->w->data + (size_t)(j / r->set->cols) * r->block_bytes +
-           (size_t)k0 * r->step_bits / 8;
+    return (const unsigned char *)r->w->data + (size_t)(j / r->set->cols) * r->layout.block_bytes +
+           bytes_before(r, k0);
 }
 
 static int part_end(const run *r, int k0)
@@ -52,7 +61,7 @@ static void next_piece(const run *r, int j, int k0, const unsigned char **from,
     if (k0 >= r->w->k)
         return;
     *from = piece(r, j, k0);
-    *to = *from + (size_t)(part_end(r, k0) - k0) * r->step_bits / 8;
+    *to = piece(r, j, part_end(r, k0));
 }
 
 static void run_strips(run *r, st_tile *t, int j, int row0, int row1)
@@ -69,8 +78,8 @@ static void run_strips(run *r, st_tile *t, int j, int row0, int row1)
         size_t i = (size_t)i0;
         if (strips == 1 || (r->cold && s == 0)) {
             /* In order, from one block into the next. */
-            const unsigned char *end = piece(r, r->n1 - 1, 0) + r->block_bytes;
-            size_t bytes = (size_t)(t->k1 - t->k0) * r->step_bits / 8;
+            const unsigned char *end = piece(r, r->n1 - 1, 0) + r->layout.block_bytes;
+            size_t bytes = bytes_before(r, t->k1) - bytes_before(r, t->k0);
             t->fetch = t->w + (rows <= FEW_ROWS ? AHEAD_FEW : AHEAD);
             t->fetch_end = t->fetch + bytes;
             if (t->fetch_end > end)
@@ -102,7 +111,7 @@ static void run_rows(run *r, int row0, int row1)
         for (int j = r->n0; j < r->n1; j += r->set->cols) {
             t.cols = r->n1 - j < r->set->cols ? r->n1 - j : r->set->cols;
             t.w = piece(r, j, t.k0);
-            t.scale = piece(r, j, 0) + r->scale_offset;
+            t.scale = piece(r, j, 0) + r->layout.scale_offset;
             run_strips(r, &t, j, row0, row1);
         }
     }
@@ -118,11 +127,10 @@ static int part_inputs(const st_packed *w, size_t x_bytes)
 }
 
 void st_packed_run(const st_tile_set *set, bool int8, float *y, size_t ldy, const st_act *a,
-                   const st_packed *w, size_t block_bytes, size_t scale_offset, int n0, int n1)
+                   const st_packed *w, st_pack_layout layout, int n0, int n1)
 {
     run r = {.set = set, .a = a, .w = w, .y = y, .ldy = ldy, .n0 = n0, .n1 = n1};
-    r.block_bytes = block_bytes;
-    r.scale_offset = scale_offset;
+    r.layout = layout;
     r.int8 = int8;
     r.x_bytes = int8 ? 1 : sizeof(float);
     r.step_bits = (size_t)set->cols * st_weight_bits(w->type);

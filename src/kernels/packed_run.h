@@ -19,7 +19,7 @@ typedef struct st_tile {
     const int32_t *sum; /* the first row's sums */
     size_t lds;
     const unsigned char *w;     /* the block's data at k0 */
-    const unsigned char *scale; /* the block's scales, then its zero points */
+    const unsigned char *scale; /* the block's scales (I4: with the weights) */
     const st_packed *matrix;
     int k0, k1;
     /* Weights to bring into L2 meanwhile, evenly: they are needed next. */
@@ -35,10 +35,15 @@ typedef struct st_tile_set {
     int cols;                               /* pack_cols */
 } st_tile_set;
 
-/* set: of w's type; it reads a's int8 form or its floats. block_bytes, scale_offset: as packed by
- * the table. */
+/* Where a table's packing puts things in a block. */
+typedef struct st_pack_layout {
+    size_t block_bytes, scale_offset;
+    size_t group_bytes; /* from one group's weights to the next one's; 0: nothing lies between */
+} st_pack_layout;
+
+/* set: of w's type; it reads a's int8 form or its floats. */
 void st_packed_run(const st_tile_set *set, bool int8, float *y, size_t ldy, const st_act *a,
-                   const st_packed *w, size_t block_bytes, size_t scale_offset, int n0, int n1);
+                   const st_packed *w, st_pack_layout layout, int n0, int n1);
 
 /* Bits of one weight in a block. */
 static inline size_t st_weight_bits(st_weight_type type)

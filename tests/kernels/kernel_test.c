@@ -253,10 +253,9 @@ void kt_act_sum(kt_act *a)
     size_t sums = st_act_sums(a->a.k);
     memset(a->sum.p, 0, a->sum.bytes);
     for (size_t i = 0; i < (size_t)a->a.m; i++)
-        for (size_t l = 0; l < (size_t)a->a.k; l++) {
-            a->a.sum[i * sums + l / ST_ACT_SUM] += a->a.q[i * a->a.ldq + l];
-            a->a.sum[i * sums + sums - 1] += a->a.q[i * a->a.ldq + l];
-        }
+        for (size_t at = 1; at < sums; at++)
+            for (size_t l = 0; l < at * ST_ACT_SUM && l < (size_t)a->a.k; l++)
+                a->a.sum[i * sums + at] += a->a.q[i * a->a.ldq + l];
 }
 
 st_act kt_act_rows(const kt_act *a, int row, int m)

@@ -287,6 +287,14 @@ static inline vi vi_add(vi a, vi b)
 {
     return _mm256_add_epi32(a, b);
 }
+static inline vi vi_sub(vi a, vi b)
+{
+    return _mm256_sub_epi32(a, b);
+}
+static inline vi vi_shift_left(vi a, int n)
+{
+    return _mm256_slli_epi32(a, n);
+}
 static inline vi vi_mul(vi a, vi b)
 {
     return _mm256_mullo_epi32(a, b);

@@ -11,7 +11,8 @@
 #define PK_ROWS       12
 #define PK_QUAD       0
 #define PK_INT_OFFSET 0
-#define PK_I4_HIGH    1
+#define PK_I4_HIGH    0
+#define PK_I4_ROWS    6
 
 #include "kernels/simd/simd_pack.inc"
 #include "kernels/simd/simd_packed_tile.inc"
@@ -48,8 +49,7 @@ void st_avx512_pack_block(void *dst, const st_packed *shape, const st_weight_row
 
 void st_avx512_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1)
 {
-    st_packed_run(sets[w->type], st_weight_takes_int8(w->type), y, ldy, a, w, pk_block_bytes(w),
-                  pk_scale_offset(w), n0, n1);
+    st_packed_run(sets[w->type], st_weight_takes_int8(w->type), y, ldy, a, w, pk_layout(w), n0, n1);
 }
 
 void st_avx512_matmul_float(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0,
@@ -58,7 +58,7 @@ void st_avx512_matmul_float(float *y, size_t ldy, const st_act *a, const st_pack
     const st_tile_set *set = w->type == ST_WEIGHT_I8   ? &mixed_i8
                              : w->type == ST_WEIGHT_I4 ? &mixed_i4
                                                        : sets[w->type];
-    st_packed_run(set, false, y, ldy, a, w, pk_block_bytes(w), pk_scale_offset(w), n0, n1);
+    st_packed_run(set, false, y, ldy, a, w, pk_layout(w), n0, n1);
 }
 
 /* Independent products from registers: what the processor can do at most. */

@@ -12,7 +12,8 @@
 #define PK_ROWS       12
 #define PK_QUAD       1
 #define PK_INT_OFFSET 128
-#define PK_I4_HIGH    16 /* high halves are masked, not shifted */
+#define PK_I4_HIGH    4 /* high halves are masked, not shifted */
+#define PK_I4_ROWS    6
 
 #include "kernels/simd/simd_pack.inc"
 #include "kernels/simd/simd_packed_tile.inc"
@@ -29,12 +30,11 @@ ST_INLINE vi dot(vi acc, vi w, const int8_t *x)
     return acc;
 }
 
-/* `rounds` times 16 inputs from k on, for weights from w on; returns the weights' end. *fetch
- * moves on by `lines` lines a round. */
-ST_INLINE const unsigned char *pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2],
-                                             const st_tile *t, int k, int rounds,
-                                             const unsigned char *w, const unsigned char **fetch,
-                                             int lines)
+/* `rounds` times 16 inputs from k on, for weights from w on. *fetch moves on by `lines` lines a
+ * round. */
+ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], const st_tile *t,
+                             int k, int rounds, const unsigned char *w, const unsigned char **fetch,
+                             int lines)
 {
     const int8_t *base[PK_BASES];
     const vi low = _mm512_set1_epi8(15), high = _mm512_set1_epi8((char)0xf0);
@@ -71,7 +71,6 @@ ST_INLINE const unsigned char *pk_int_rounds(st_weight_type type, int mr, vi acc
         }
     }
     *fetch = ahead;
-    return w;
 }
 
 /* Four inputs of all columns as 32-bit integers, for products with floats. */
@@ -120,8 +119,8 @@ void st_avx512vnni_matmul(float *y, size_t ldy, const st_act *a, const st_packed
     if (!st_weight_takes_int8(w->type))
         st_avx512_matmul(y, ldy, a, w, n0, n1);
     else
-        st_packed_run(w->type == ST_WEIGHT_I8 ? &i8 : &i4, true, y, ldy, a, w, pk_block_bytes(w),
-                      pk_scale_offset(w), n0, n1);
+        st_packed_run(w->type == ST_WEIGHT_I8 ? &i8 : &i4, true, y, ldy, a, w, pk_layout(w), n0,
+                      n1);
 }
 
 void st_avx512vnni_matmul_float(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0,
@@ -131,7 +130,7 @@ void st_avx512vnni_matmul_float(float *y, size_t ldy, const st_act *a, const st_
         st_avx512_matmul(y, ldy, a, w, n0, n1);
     else
         st_packed_run(w->type == ST_WEIGHT_I8 ? &mixed_i8 : &mixed_i4, false, y, ldy, a, w,
-                      pk_block_bytes(w), pk_scale_offset(w), n0, n1);
+                      pk_layout(w), n0, n1);
 }
 
 /* Independent products from registers: what the processor can do at most. */

@@ -333,6 +333,14 @@ static inline vi vi_add(vi a, vi b)
 {
     return _mm512_add_epi32(a, b);
 }
+static inline vi vi_sub(vi a, vi b)
+{
+    return _mm512_sub_epi32(a, b);
+}
+static inline vi vi_shift_left(vi a, int n)
+{
+    return _mm512_slli_epi32(a, (unsigned)n);
+}
 static inline vi vi_mul(vi a, vi b)
 {
     return _mm512_mullo_epi32(a, b);

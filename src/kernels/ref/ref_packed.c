@@ -182,8 +182,9 @@ void st_ref_quantize(const st_act *a)
         for (int l = 0; l < a->k; l++) {
             float v = isnan(s) ? 0 : rintf(x[l] / s);
             q[l] = (int8_t)(v > 127 ? 127 : v < -127 ? -127 : v);
-            sum[l / ST_ACT_SUM] += q[l];
-            sum[sums - 1] += q[l];
+            sum[l / ST_ACT_SUM + 1] += q[l];
         }
+        for (size_t g = 1; g < sums; g++)
+            sum[g] += sum[g - 1];
     }
 }
