@@ -339,17 +339,16 @@ static void what_is_no_longer_kept_comes_whole(void **state)
 {
     (void)state;
     engine *e = new_engine(500, 8, false);
-    subscriber s;
+    subscriber watch, s;
+    open_subscriber(&watch, e->publisher, 1000);
+    join(e, &watch);
     for (int r = 0; r < 300; r++) {
         run_chain(e, (int)below(CHAINS), CHAIN_BLOCKS);
         st_event_publisher_flush(e->publisher);
-        if (r % 10 == 0) { /* let it be more than eight batches */
-            struct timespec t = {0, 10000000};
-            nanosleep(&t, NULL);
-        }
+        if (r % 10 == 9) /* all is published, and more than eight batches in the end */
+            settle(e, &watch);
     }
-    struct timespec t = {0, 100000000};
-    nanosleep(&t, NULL);
+    close_subscriber(&watch);
     open_subscriber(&s, e->publisher, 1000);
     assert_int_equal(replay(&s, 0), 1);
     assert_true(s.last > 8);
