@@ -59,6 +59,12 @@ static void read_cpus(void)
         process_cpu_count = 1;
 }
 
+int st_processors(void)
+{
+    pthread_once(&cpus_once, read_cpus);
+    return process_cpu_count;
+}
+
 static void pin_self(int index)
 {
     int nth = index % process_cpu_count;
@@ -226,12 +232,12 @@ int st_pool_threads(const st_pool *pool)
 st_status st_pool_new(int n_threads, bool pin, st_pool **out, st_error *err)
 {
     *out = NULL;
-    pthread_once(&cpus_once, read_cpus);
+    const int processors = st_processors();
     if (n_threads < 0 || n_threads > MAX_THREADS)
         return st_fail(err, ST_EINVAL, "thread count %d: expected 0 (all processors) to %d",
                        n_threads, MAX_THREADS);
     if (n_threads == 0)
-        n_threads = process_cpu_count;
+        n_threads = processors;
     st_pool *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
     if (!p)
         return st_fail(err, ST_ENOMEM, "no memory for a thread pool");

@@ -13,7 +13,9 @@
 
 typedef struct st_pool st_pool;
 
-/* n_threads >= 1 (0: the number of processors this process may use). With pin, worker i
+int st_processors(void); /* that this process may use, as it started */
+
+/* n_threads >= 1 (0: st_processors). With pin, worker i
  * (>= 1) is bound to the i-th processor of the process' affinity mask; failure to bind is not an
  * error. */
 ST_NODISCARD st_status st_pool_new(int n_threads, bool pin, st_pool **out, st_error *err);

@@ -43,17 +43,24 @@ typedef struct st_expand_shape {
 
 typedef struct st_expand_job {
     st_expand_shape shape;
-    const st_packed *wk, *wv; /* [n_heads] of [nope, kv_lora] and [v, kv_lora] */
-    const float *q;           /* [rows][n_heads][nope + rope], rotated */
-    float *out;               /* [rows][n_heads][v] */
-    const st_kv_layer *kv;    /* rows [kv_lora | rope] */
+    /* [n_heads] of [nope, kv_lora] and [v, kv_lora]. All of integers, or none: with integers the
+     * latents are quantized per token. */
+    const st_packed *wk, *wv;
+    const float *q;        /* [rows][n_heads][nope + rope], rotated */
+    float *out;            /* [rows][n_heads][v] */
+    const st_kv_layer *kv; /* rows [kv_lora | rope] */
     const st_attn_seq *seqs;
     int n_seqs;
 } st_expand_job;
 
-/* Makes the scratch for steps of at most max_queries rows; before the first such attention. */
+/* Makes the scratch for steps of at most max_queries rows; before the first such attention.
+ * shared_rows: latents of a step that are quantized once for all heads rather than by each, where
+ * weights are integers. */
 ST_NODISCARD st_status st_ops_use_expanded(st_ops *ops, const st_expand_shape *shape,
-                                           int max_queries, st_error *err);
+                                           int max_queries, int shared_rows, st_error *err);
+/* What that takes; SIZE_MAX: more than a number holds. */
+size_t st_ops_expanded_bytes(const st_kernels *k, const st_expand_shape *shape, int max_queries,
+                             int shared_rows, int threads);
 void st_op_attention_expanded(st_ops *ops, const st_expand_job *job);
 
 /* Time spent per kind of operator since the last reset, nanoseconds of wall time on the caller:

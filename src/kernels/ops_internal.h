@@ -27,6 +27,9 @@ struct st_ops {
     unsigned char *expand_scratch;    /* expanded attention: one piece per worker */
     size_t expand_bytes;              /* of a piece */
     int expand_queries;               /* that a piece has room for */
+    unsigned char *shared_latents;    /* behind the pieces: tiles of quantized latents */
+    size_t shared_tiles;              /* that there is room for */
+    size_t first_tile[OPS_SLICE + 1]; /* of each sequence in the running slice */
 };
 
 /* The job or sequence that task belongs to: the last i with first_task[i] <= task. */

@@ -1,7 +1,12 @@
 /* Which tokens of a request attend with expanded keys and values: see st_model_expanded_until. */
 #include "model/model_impl.h"
 
-enum { LEAST_STEP = 16, MOST_STEP = 256, STEPS_IN_PROMPT = 16 };
+enum {
+    LEAST_STEP = 16,
+    MOST_STEP = 256,
+    STEPS_IN_PROMPT = 16,
+    SHARED_ROWS = 8192 /* latents: 5 MB of 512 values each */
+};
 
 st_expand_shape st_expand_shape_of(const st_model_config *c)
 {
@@ -11,6 +16,11 @@ st_expand_shape st_expand_shape_of(const st_model_config *c)
                              .rope = c->qk_rope_head_dim,
                              .v = c->v_head_dim,
                              .scale = c->attn_scale};
+}
+
+int st_expand_shared_rows(const st_model_config *c)
+{
+    return c->int8_activations ? SHARED_ROWS : 0;
 }
 
 /* An absorbed pair costs 2 kv_lora + rope multiply-adds, an expanded one nope + rope + v. */

@@ -51,8 +51,12 @@ static st_status load_weights(st_model *m, const st_model_options *o, st_error *
         status = st_layers_load(m, w, err);
     if (!status) {
         size_t packed = st_weights_plan(w)->bytes;
-        status = st_model_memory_check(m->ckpt, packed, st_packs_in_file(&how, packed),
-                                       m->max_batch_tokens, m->max_outputs, o->memory_limit, err);
+        const st_memory_steps steps = {.k = m->k,
+                                       .threads = st_pool_threads(m->pool),
+                                       .max_batch_tokens = m->max_batch_tokens,
+                                       .max_outputs = m->max_outputs};
+        status = st_model_memory_check(m->ckpt, packed, st_packs_in_file(&how, packed), &steps,
+                                       o->memory_limit, err);
     }
     if (!status)
         status = st_packs_make(st_weights_plan(w), &how, m->pool, &m->packs, err);
@@ -65,7 +69,8 @@ static st_status prepare_expanded(st_model *m, st_error *err)
     if (m->config.attn != ST_ATTN_MLA)
         return ST_OK;
     st_expand_shape shape = st_expand_shape_of(&m->config);
-    return st_ops_use_expanded(m->ops, &shape, m->max_batch_tokens, err);
+    return st_ops_use_expanded(m->ops, &shape, m->max_batch_tokens,
+                               st_expand_shared_rows(&m->config), err);
 }
 
 st_status st_model_load(const st_model_options *opts, st_model **out, st_error *err)

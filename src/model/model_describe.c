@@ -111,8 +111,12 @@ static st_status collect_memory(facts *f, const st_checkpoint *ckpt, st_error *e
         f->packs[0] = '\0';
     f->packs_there = f->packs[0] && st_pack_cache_exists(f->packs, ckpt, f->k, &size);
     st_memory_read_room(0, &f->room);
+    const st_memory_steps steps = {.k = f->k,
+                                   .threads = st_processors(),
+                                   .max_batch_tokens = BATCH_TOKENS,
+                                   .max_outputs = BATCH_TOKENS};
     return st_model_memory_predict(f->c, st_checkpoint_at(ckpt, 0), st_checkpoint_count(ckpt),
-                                   packed, f->packs[0], BATCH_TOKENS, BATCH_TOKENS, &f->need, err);
+                                   packed, f->packs[0], &steps, &f->need, err);
 }
 
 static st_status collect(facts *f, const st_checkpoint *ckpt, st_error *err)

@@ -184,6 +184,8 @@ int32_t st_rows_per_task(const st_model *m, int32_t n_rows, int32_t width);
 st_residual st_rows_norm(const st_rows *r, int32_t row, const float *norm, bool quantize);
 
 st_expand_shape st_expand_shape_of(const st_model_config *c);
+/* Latents that a step quantizes once for all heads (st_ops_use_expanded). */
+int st_expand_shared_rows(const st_model_config *c);
 
 /* Each reads work.in and writes work.branch. */
 void st_mla_run(st_model *m, const st_step *s, int32_t layer);

@@ -122,8 +122,8 @@ static void add_working(sum *s, const st_model_config *c, size_t t, size_t outpu
 }
 
 st_status st_model_memory_predict(const st_model_config *c, const st_tensor *t, size_t n,
-                                  size_t packed, bool shared, int32_t max_batch_tokens,
-                                  int32_t max_outputs, st_memory_need *out, st_error *err)
+                                  size_t packed, bool shared, const st_memory_steps *steps,
+                                  st_memory_need *out, st_error *err)
 {
     sum rows = {0}, prepared = {0}, working = {0};
     for (size_t i = 0; i < n; i++) {
@@ -133,7 +133,14 @@ st_status st_model_memory_predict(const st_model_config *c, const st_tensor *t, 
             add(&rows, t[i].bytes, 1, 1);
         add_prepared(&prepared, &t[i]);
     }
-    add_working(&working, c, at_least_0(max_batch_tokens), at_least_0(max_outputs));
+    add_working(&working, c, at_least_0(steps->max_batch_tokens), at_least_0(steps->max_outputs));
+    if (c->attn == ST_ATTN_MLA) {
+        const st_expand_shape shape = st_expand_shape_of(c);
+        add(&working,
+            st_ops_expanded_bytes(steps->k, &shape, steps->max_batch_tokens,
+                                  st_expand_shared_rows(c), steps->threads),
+            1, 1);
+    }
     size_t total = 0;
     if (rows.overflow || prepared.overflow || working.overflow ||
         !st_add_size(packed, rows.bytes, &total) || !st_add_size(total, prepared.bytes, &total) ||
@@ -141,7 +148,7 @@ st_status st_model_memory_predict(const st_model_config *c, const st_tensor *t, 
         return st_fail(err, ST_EINVAL,
                        "the memory for steps of %d tokens and %d outputs is more than a number "
                        "holds",
-                       max_batch_tokens, max_outputs);
+                       steps->max_batch_tokens, steps->max_outputs);
     *out = (st_memory_need){.packed = packed,
                             .rows = rows.bytes,
                             .prepared = prepared.bytes,
@@ -199,14 +206,13 @@ st_status st_memory_fits(const char *dir, const st_memory_need *need, const st_m
 }
 
 st_status st_model_memory_check(const st_checkpoint *ckpt, size_t packed, bool shared,
-                                int32_t max_batch_tokens, int32_t max_outputs, size_t memory_limit,
-                                st_error *err)
+                                const st_memory_steps *steps, size_t memory_limit, st_error *err)
 {
     st_memory_need need;
     st_memory_room room;
-    st_status s = st_model_memory_predict(st_checkpoint_config(ckpt), st_checkpoint_at(ckpt, 0),
-                                          st_checkpoint_count(ckpt), packed, shared,
-                                          max_batch_tokens, max_outputs, &need, err);
+    st_status s =
+        st_model_memory_predict(st_checkpoint_config(ckpt), st_checkpoint_at(ckpt, 0),
+                                st_checkpoint_count(ckpt), packed, shared, steps, &need, err);
     if (s)
         return s;
     st_memory_read_room(memory_limit, &room);

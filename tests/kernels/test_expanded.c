@@ -1,5 +1,6 @@
-/* Expanded MLA of every table: against a two-pass softmax in float64 over the same latent rows,
- * against the absorbed form, and the promise that a query's bits depend on its own keys alone. */
+/* Expanded MLA of every table: against a two-pass softmax in float64 over the same latent rows
+ * (rounded to 8 bits where weights are integers), against the absorbed form, and the promise that a
+ * query's bits depend on its own keys alone. */
 #include "kernel_test.h"
 
 #include <math.h>
@@ -20,12 +21,33 @@ typedef struct layer {
     st_kv_layer kv;
     kt_buf memory;
     int32_t table[512];
-    float *rows; /* [len][kv_lora + rope], as stored */
+    float *rows;     /* [len][kv_lora + rope], as stored */
+    float *expanded; /* the same as products with wk and wv take them */
 } layer;
 
 static int row_elems(const layer *l)
 {
     return l->s.kv_lora + l->s.rope;
+}
+
+/* Quantized per token, by kernels.h's words. */
+static void round_latent(float *x, int n)
+{
+    float most = 0;
+    for (int i = 0; i < n; i++)
+        most = fabsf(x[i]) > most ? fabsf(x[i]) : most;
+    float scale = most > 0 ? most / 127 : 1;
+    for (int i = 0; i < n; i++)
+        x[i] = nearbyintf(x[i] / scale) * scale;
+}
+
+static void find_expanded(layer *l)
+{
+    int n = row_elems(l);
+    memcpy(l->expanded, l->rows, (size_t)l->len * (size_t)n * sizeof *l->rows);
+    if (st_weight_takes_int8(l->wk[0].rows.type) && l->kv.dtype != ST_I8)
+        for (int pos = 0; pos < l->len; pos++)
+            round_latent(l->expanded + (size_t)pos * (size_t)n, l->s.kv_lora);
 }
 
 static void store_rows(layer *l, float (*value)(int pos, int i))
@@ -52,37 +74,48 @@ static void store_rows(layer *l, float (*value)(int pos, int i))
             }
         }
     }
+    find_expanded(l);
+}
+
+/* Shuffled blocks for rows of this type; what is not a row is NaN. */
+static void new_memory(layer *l, int block_size, st_dtype dtype)
+{
+    const st_kv_row_shape shape = {1, l->s.kv_lora, l->s.rope};
+    int blocks = (l->len + block_size - 1) / block_size;
+    size_t bytes =
+        dtype == ST_I8 ? st_kv_i8_row_bytes(shape) : (size_t)row_elems(l) * st_dtype_size(dtype);
+    l->kv = (st_kv_layer){.block_size = block_size,
+                          .dtype = dtype,
+                          .row_stride = bytes,
+                          .block_stride = (size_t)block_size * bytes};
+    l->memory = kt_new(((size_t)blocks * l->kv.block_stride + 3) / 4, 4);
+    memset(l->memory.p, 0xff, l->memory.bytes);
+    l->kv.base = l->memory.p;
+    assert_true(blocks <= 512);
+    for (int i = 0; i < blocks; i++)
+        l->table[i] = i;
+    for (int i = blocks - 1; i > 0; i--) {
+        int j = kt_int(0, i), t = l->table[i];
+        l->table[i] = l->table[j];
+        l->table[j] = t;
+    }
 }
 
 static layer layer_new(const st_expand_shape *s, int len, int block_size, st_dtype dtype,
                        st_weight_type weights)
 {
     layer l = {.s = *s, .len = len};
-    int blocks = (len + block_size - 1) / block_size;
-    size_t bytes = dtype == ST_I8 ? st_kv_i8_row_bytes((st_kv_row_shape){1, s->kv_lora, s->rope})
-                                  : (size_t)row_elems(&l) * st_dtype_size(dtype);
-    l.kv = (st_kv_layer){.block_size = block_size,
-                         .dtype = dtype,
-                         .row_stride = bytes,
-                         .block_stride = (size_t)block_size * bytes};
-    l.memory = kt_new(((size_t)blocks * l.kv.block_stride + 3) / 4, 4);
-    memset(l.memory.p, 0xff, l.memory.bytes); /* what is not a row is NaN */
-    l.kv.base = l.memory.p;
-    assert_true(blocks <= 512);
-    for (int i = 0; i < blocks; i++)
-        l.table[i] = i;
-    for (int i = blocks - 1; i > 0; i--) {
-        int j = kt_int(0, i), t = l.table[i];
-        l.table[i] = l.table[j];
-        l.table[j] = t;
-    }
-    l.rows = malloc((size_t)len * (size_t)row_elems(&l) * sizeof *l.rows);
-    assert_non_null(l.rows);
-    store_rows(&l, NULL);
+    new_memory(&l, block_size, dtype);
+    size_t n = (size_t)len * (size_t)row_elems(&l);
+    l.rows = malloc(n * sizeof *l.rows);
+    l.expanded = malloc(n * sizeof *l.rows);
+    assert_true(l.rows && l.expanded);
+    int group = weights != ST_WEIGHT_I4 ? 0 : s->kv_lora % 32 ? s->kv_lora : 32 * kt_int(1, 2);
     for (int h = 0; h < s->n_heads; h++) {
-        kt_weights_new(&l.wk[h], weights, s->nope, s->kv_lora, 0, false);
-        kt_weights_new(&l.wv[h], weights, s->v, s->kv_lora, 0, false);
+        kt_weights_new(&l.wk[h], weights, s->nope, s->kv_lora, group, len % 2);
+        kt_weights_new(&l.wv[h], weights, s->v, s->kv_lora, group, len % 2);
     }
+    store_rows(&l, NULL);
     return l;
 }
 
@@ -94,11 +127,13 @@ static void layer_free(layer *l)
     }
     kt_free(&l->memory);
     free(l->rows);
+    free(l->expanded);
 }
 
-/* Runs the sequences with one table, threads and query limit; out as st_expand_job's. */
-static void run(const st_kernels *t, const layer *l, const float *q, const st_attn_seq *seqs,
-                int n_seqs, int threads, int max_queries, float *out)
+/* Runs the sequences with one table, on so many threads, with room for so many queries and shared
+ * latents; out as st_expand_job's. */
+static void run_with(const st_kernels *t, const layer *l, const float *q, const st_attn_seq *seqs,
+                     int n_seqs, int threads, int max_queries, int shared, float *out)
 {
     kt_pack k[MAX_HEADS], v[MAX_HEADS];
     st_packed wk[MAX_HEADS], wv[MAX_HEADS];
@@ -112,7 +147,7 @@ static void run(const st_kernels *t, const layer *l, const float *q, const st_at
     st_ops *ops;
     assert_int_equal(st_pool_new(threads, false, &pool, NULL), ST_OK);
     assert_int_equal(st_ops_new(t, pool, NULL, &ops, NULL), ST_OK);
-    assert_int_equal(st_ops_use_expanded(ops, &l->s, max_queries, NULL), ST_OK);
+    assert_int_equal(st_ops_use_expanded(ops, &l->s, max_queries, shared, NULL), ST_OK);
     st_expand_job job = {.shape = l->s,
                          .wk = wk,
                          .wv = wv,
@@ -130,6 +165,12 @@ static void run(const st_kernels *t, const layer *l, const float *q, const st_at
     }
 }
 
+static void run(const st_kernels *t, const layer *l, const float *q, const st_attn_seq *seqs,
+                int n_seqs, int threads, int max_queries, float *out)
+{
+    run_with(t, l, q, seqs, n_seqs, threads, max_queries, 128, out);
+}
+
 /* ---- float64 ---- */
 
 static double dot(const double *w, const float *x, int n)
@@ -145,7 +186,7 @@ static void expand(const layer *l, int h, double *keys, double *values)
 {
     const st_expand_shape *s = &l->s;
     for (int p = 0; p < l->len; p++) {
-        const float *x = l->rows + (size_t)p * (size_t)row_elems(l);
+        const float *x = l->expanded + (size_t)p * (size_t)row_elems(l);
         for (int i = 0; i < s->nope; i++)
             *keys++ = dot(l->wk[h].as_double + (size_t)i * (size_t)s->kv_lora, x, s->kv_lora);
         for (int i = 0; i < s->rope; i++)
@@ -232,13 +273,14 @@ static void matches_float64(void **state)
     (void)state;
     static const int lengths[] = {1, 2, 63, 64, 65, 100, 257, 530};
     static const st_dtype dtypes[] = {ST_BF16, ST_F32, ST_I8};
-    static const st_weight_type weights[] = {ST_WEIGHT_BF16, ST_WEIGHT_F32, ST_WEIGHT_F16};
+    static const st_weight_type weights[] = {ST_WEIGHT_I8, ST_WEIGHT_BF16, ST_WEIGHT_I4,
+                                             ST_WEIGHT_F32, ST_WEIGHT_F16};
     for (int s = 0; s < N_SHAPES; s++)
         for (int i = 0; i < (int)(sizeof lengths / sizeof *lengths); i++) {
             int n_q = kt_int(1, lengths[i]);
             n_q = n_q > 70 ? 70 : n_q;
             layer l = layer_new(&shapes[s], lengths[i], kt_int(2, 40), dtypes[(s + i) % 3],
-                                weights[i % 3]);
+                                weights[(s + 2 * i) % 5]);
             kt_buf b;
             float *q = new_queries(&b, &l, n_q);
             check_against_oracle(&l, q, n_q);
@@ -326,35 +368,88 @@ static void matches_the_absorbed_form(void **state)
     layer_free(&l);
 }
 
-/* All queries of a sequence at once, then cut in other ways, among others, on more threads. */
+/* All queries of a sequence at once, then cut in other ways, among others, on more threads, with
+ * latents quantized for all heads or by each. */
+static void check_company(const layer *l, const st_kernels *t)
+{
+    size_t row = (size_t)l->s.n_heads * (size_t)l->s.v, len = (size_t)l->len;
+    kt_buf b, x = kt_new(len * row, 4), y = kt_new(len * row, 4);
+    float *q = new_queries(&b, l, l->len);
+    st_attn_seq all = {.n_q = l->len, .block_table = l->table};
+    run_with(t, l, q, &all, 1, 1, l->len, 0, x.p);
+    run_with(t, l, q, &all, 1, 3, 160, 1000, y.p);
+    assert_memory_equal(x.p, y.p, x.bytes);
+    for (int shared = 0; shared <= 4096; shared += 2048) {
+        memset(y.p, 0, y.bytes);
+        st_attn_seq parts[40];
+        int n = 0;
+        for (int pos = 0; pos < l->len; n++) {
+            int count = n < 3 ? 1 : kt_int(1, 90);
+            count = count > l->len - pos || n == 39 ? l->len - pos : count;
+            parts[n] = (st_attn_seq){pos, count, pos, l->table};
+            pos += count;
+        }
+        run_with(t, l, q, parts, n, 2, l->len, shared / 2, y.p);
+        assert_memory_equal(x.p, y.p, x.bytes);
+    }
+    kt_free(&b);
+    kt_free(&x);
+    kt_free(&y);
+}
+
 static void the_same_bits_in_any_company(void **state)
 {
     (void)state;
-    enum { LEN = 330 };
+    static const st_weight_type weights[] = {ST_WEIGHT_BF16, ST_WEIGHT_I8, ST_WEIGHT_I4};
     for (int s = 0; s < N_SHAPES; s++)
-        for (int t = 0; t < kt_n_tables; t++) {
-            layer l = layer_new(&shapes[s], LEN, 16, ST_BF16, ST_WEIGHT_BF16);
-            size_t row = (size_t)l.s.n_heads * (size_t)l.s.v;
-            kt_buf b, x = kt_new(LEN * row, 4), y = kt_new(LEN * row, 4);
-            float *q = new_queries(&b, &l, LEN);
-            st_attn_seq all = {.n_q = LEN, .block_table = l.table};
-            run(kt_tables[t], &l, q, &all, 1, 1, LEN, x.p);
-            run(kt_tables[t], &l, q, &all, 1, 3, 160, y.p);
-            assert_memory_equal(x.p, y.p, x.bytes);
-            memset(y.p, 0, y.bytes);
-            st_attn_seq parts[40];
-            int n = 0;
-            for (int pos = 0; pos < LEN; n++) {
-                int count = n < 3 ? 1 : kt_int(1, 90);
-                count = count > LEN - pos || n == 39 ? LEN - pos : count;
-                parts[n] = (st_attn_seq){pos, count, pos, l.table};
-                pos += count;
+        for (int w = 0; w < 3; w++) {
+            layer l = layer_new(&shapes[s], 330, 16, w && s % 2 ? ST_I8 : ST_BF16, weights[w]);
+            for (int t = 0; t < kt_n_tables; t++)
+                check_company(&l, kt_tables[t]);
+            layer_free(&l);
+        }
+}
+
+static const layer *source;
+
+/* The rotated part as I8 rows hold it. */
+static float from_source(int pos, int i)
+{
+    float x = source->rows[(size_t)pos * (size_t)row_elems(source) + (size_t)i];
+    return i < source->s.kv_lora ? x : st_bf16_to_f32(st_f32_to_bf16(x));
+}
+
+/* A latent is quantized to the same bits when it is cached and when it is expanded. */
+static void quantized_rows_are_taken_as_they_are(void **state)
+{
+    (void)state;
+    static const st_weight_type weights[] = {ST_WEIGHT_I8, ST_WEIGHT_I4};
+    for (int s = 0; s < N_SHAPES; s++)
+        for (int w = 0; w < 2; w++) {
+            layer l = layer_new(&shapes[s], 150 + w, 16, ST_F32, weights[w]), i8 = l;
+            size_t n = (size_t)l.len * (size_t)l.s.n_heads * (size_t)l.s.v;
+            source = &l;
+            store_rows(&l, from_source);
+            memset(l.rows, 0, (size_t)l.s.kv_lora * sizeof *l.rows); /* a token of nothing */
+            store_rows(&l, from_source);
+            i8.rows = malloc((size_t)l.len * (size_t)row_elems(&l) * sizeof(float));
+            assert_non_null(i8.rows);
+            new_memory(&i8, 5, ST_I8);
+            store_rows(&i8, from_source);
+            kt_buf b, x = kt_new(n, 4), y = kt_new(n, 4);
+            float *q = new_queries(&b, &l, l.len);
+            for (int t = 0; t < kt_n_tables; t++) {
+                st_attn_seq seq = {.n_q = l.len, .block_table = l.table};
+                run(kt_tables[t], &l, q, &seq, 1, 1, l.len, x.p);
+                seq.block_table = i8.table;
+                run(kt_tables[t], &i8, q, &seq, 1, 1, l.len, y.p);
+                assert_memory_equal(x.p, y.p, x.bytes);
             }
-            run(kt_tables[t], &l, q, parts, n, 2, LEN, y.p);
-            assert_memory_equal(x.p, y.p, x.bytes);
             kt_free(&b);
             kt_free(&x);
             kt_free(&y);
+            kt_free(&i8.memory);
+            free(i8.rows);
             layer_free(&l);
         }
 }
@@ -362,21 +457,23 @@ static void the_same_bits_in_any_company(void **state)
 static void a_nan_stays_with_its_queries(void **state)
 {
     (void)state;
-    for (int t = 0; t < kt_n_tables; t++) {
-        layer l = layer_new(&shapes[1], 200, 16, ST_F32, ST_WEIGHT_F32);
-        float nan = NAN;
-        memcpy((unsigned char *)st_kv_row(&l.kv, l.table, 150), &nan, sizeof nan);
-        size_t row = (size_t)l.s.n_heads * (size_t)l.s.v;
-        kt_buf b, out = kt_new(200 * row, sizeof(float));
-        float *q = new_queries(&b, &l, 200);
-        st_attn_seq seq = {.n_q = 200, .block_table = l.table};
-        run(kt_tables[t], &l, q, &seq, 1, 1, 200, out.p);
-        for (size_t i = 0; i < 200 * row; i++)
-            assert_true(isfinite(((float *)out.p)[i]) == (i / row < 150));
-        kt_free(&b);
-        kt_free(&out);
-        layer_free(&l);
-    }
+    static const st_weight_type weights[] = {ST_WEIGHT_F32, ST_WEIGHT_I8, ST_WEIGHT_I4};
+    for (int t = 0; t < kt_n_tables; t++)
+        for (int w = 0; w < 3; w++) {
+            layer l = layer_new(&shapes[1], 200, 16, ST_F32, weights[w]);
+            float nan = NAN;
+            memcpy((unsigned char *)st_kv_row(&l.kv, l.table, 150), &nan, sizeof nan);
+            size_t row = (size_t)l.s.n_heads * (size_t)l.s.v;
+            kt_buf b, out = kt_new(200 * row, sizeof(float));
+            float *q = new_queries(&b, &l, 200);
+            st_attn_seq seq = {.n_q = 200, .block_table = l.table};
+            run(kt_tables[t], &l, q, &seq, 1, 1, 200, out.p);
+            for (size_t i = 0; i < 200 * row; i++)
+                assert_true(isfinite(((float *)out.p)[i]) == (i / row < 150));
+            kt_free(&b);
+            kt_free(&out);
+            layer_free(&l);
+        }
 }
 
 int main(void)
@@ -387,6 +484,7 @@ int main(void)
         cmocka_unit_test(hazards_of_the_running_maximum),
         cmocka_unit_test(matches_the_absorbed_form),
         cmocka_unit_test(the_same_bits_in_any_company),
+        cmocka_unit_test(quantized_rows_are_taken_as_they_are),
         cmocka_unit_test(a_nan_stays_with_its_queries),
     };
     return cmocka_run_group_tests_name("expanded", tests, NULL, NULL);

@@ -29,11 +29,19 @@ static st_tensor tensor(const char *name, st_dtype dtype, int64_t n, int64_t k, 
     return t;
 }
 
+static st_memory_steps steps_of(int32_t n)
+{
+    st_memory_steps s = {.threads = 1, .max_batch_tokens = n, .max_outputs = n};
+    assert_int_equal(st_kernels_select(NULL, &s.k, NULL), ST_OK);
+    return s;
+}
+
 static st_memory_need predict(const st_model_config *c, const st_tensor *t, size_t n, int32_t batch)
 {
     st_memory_need need;
     st_error err = {0};
-    if (st_model_memory_predict(c, t, n, 1000, false, batch, batch, &need, &err))
+    const st_memory_steps steps = steps_of(batch);
+    if (st_model_memory_predict(c, t, n, 1000, false, &steps, &need, &err))
         fail_msg("%s", err.text);
     assert_int_equal(need.packed, 1000);
     assert_int_equal(need.total, need.packed + need.rows + need.prepared + need.working);
@@ -72,9 +80,13 @@ static void what_is_prepared_from_each_kind_of_tensor(void **state)
 static void working_memory_grows_with_the_step(void **state)
 {
     (void)state;
-    size_t one = predict(&mla, NULL, 0, 1).working, ten = predict(&mla, NULL, 0, 10).working;
-    assert_int_equal(ten, 10 * one);
     st_model_config wide = mla;
+    wide.attn = ST_ATTN_GQA;
+    wide.head_dim = 32;
+    size_t one = predict(&wide, NULL, 0, 1).working, ten = predict(&wide, NULL, 0, 10).working;
+    assert_int_equal(ten, 10 * one);
+    wide = mla;
+    one = predict(&wide, NULL, 0, 1).working;
     wide.int8_activations = true;
     size_t with_int8 = predict(&wide, NULL, 0, 1).working;
     assert_true(with_int8 > one);
@@ -95,9 +107,9 @@ static void sums_that_overflow_are_refused(void **state)
     st_tensor t = tensor("a", ST_F32, 1, 1, NULL);
     st_memory_need need;
     st_error err = {0};
-    assert_int_equal(st_model_memory_predict(&huge, &t, 1, SIZE_MAX - 10, true, INT32_MAX,
-                                             INT32_MAX, &need, &err),
-                     ST_EINVAL);
+    const st_memory_steps steps = steps_of(INT32_MAX);
+    assert_int_equal(
+        st_model_memory_predict(&huge, &t, 1, SIZE_MAX - 10, true, &steps, &need, &err), ST_EINVAL);
     assert_non_null(strstr(err.text, "steps of 2147483647 tokens"));
 }
 
@@ -157,9 +169,8 @@ static void the_lexicon_takes_what_was_predicted(void **state)
 {
     (void)state;
     static const char *const kinds[] = {"bf16", "int8"};
-    const st_kernels *k;
+    const st_memory_steps steps = steps_of(512);
     st_error err = {0};
-    assert_int_equal(st_kernels_select(NULL, &k, &err), ST_OK);
     for (int i = 0; i < 2; i++) {
         char dir[600];
         size_t packed;
@@ -168,10 +179,10 @@ static void the_lexicon_takes_what_was_predicted(void **state)
         st_checkpoint *c;
         st_memory_need need;
         assert_int_equal(st_checkpoint_open(dir, &c, &err), ST_OK);
-        assert_int_equal(st_layers_measure(c, k, &packed, &err), ST_OK);
+        assert_int_equal(st_layers_measure(c, steps.k, &packed, &err), ST_OK);
         assert_true(packed > (size_t)16 << 20 && packed < (size_t)60 << 20);
         assert_int_equal(st_model_memory_predict(st_checkpoint_config(c), st_checkpoint_at(c, 0),
-                                                 st_checkpoint_count(c), packed, false, 512, 512,
+                                                 st_checkpoint_count(c), packed, false, &steps,
                                                  &need, &err),
                          ST_OK);
         st_checkpoint_free(c);
