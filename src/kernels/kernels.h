@@ -134,17 +134,19 @@ typedef struct st_kernels {
     size_t (*attn_scratch)(const st_attn_shape *shape);
 
     /* The same attention in two steps, so that long contexts spread over threads; NULL where a
-     * table has no such kernels. Keys are taken in segments of ST_ATTN_SEGMENT positions:
-     * attention_part leaves unnormalised results of n_segments segments from `segment` on, stride
-     * floats apart, each of v_dim + ST_ATTN_PART_EXTRA floats for every (query, head) of
-     * [q0, q1) x [h0, h1), queries outermost; the heads share one KV head.
-     * attention_merge joins n parts of one (query, head), stride floats apart, in order. The
-     * one-step kernels do exactly this, so both ways give the same bits. */
-    void (*attention_part)(float *part, size_t stride, bool mla, const float *q,
-                           const st_attn_shape *shape, const st_kv_layer *kv,
-                           const st_attn_seq *seq, int q0, int q1, int h0, int h1, int segment,
-                           int n_segments, void *scratch);
-    void (*attention_merge)(float *out, const float *parts, size_t stride, int n, int v_dim);
+     * table has no such kernels. Keys are taken in segments of ST_ATTN_SEGMENT positions, and
+     * ST_ATTN_STRETCH segments at multiples of it are a stretch. attention_part leaves the
+     * unnormalised result of n_segments segments from `segment` on, all of one stretch: v_dim +
+     * ST_ATTN_PART_EXTRA floats for every (query, head) of [q0, q1) x [h0, h1), queries outermost;
+     * the heads share one KV head. attention_merge joins n parts of one (query, head), stride
+     * floats apart, which it may write to: the first `whole` are stretches, those after them
+     * segments; the last part has keys of the row. Segments are joined to stretches and those to
+     * each other in order; the one-step kernels do exactly this, so both ways give the same
+     * bits. */
+    void (*attention_part)(float *part, bool mla, const float *q, const st_attn_shape *shape,
+                           const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1, int h0,
+                           int h1, int segment, int n_segments, void *scratch);
+    void (*attention_merge)(float *out, float *parts, size_t stride, int whole, int n, int v_dim);
 
     /* Dense attention: start takes the queries in (row stride ldq), keys adds the keys at positions
      * first .. first + count - 1, finish writes the outputs (row stride ldo). Keys come in order in
@@ -168,6 +170,7 @@ typedef struct st_kernels {
 
 enum {
     ST_ATTN_SEGMENT = 256,
+    ST_ATTN_STRETCH = 4,    /* segments */
     ST_ATTN_PART_EXTRA = 2, /* the exponent that the row's weights were scaled by; their sum */
     ST_DENSE_KEYS = 64,
     ST_MAX_K = 1 << 17 /* I8, I4: k beyond this could overflow the 32-bit sums */

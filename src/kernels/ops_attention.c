@@ -6,7 +6,6 @@
 enum {
     SPLIT_BELOW = 8,     /* groups per thread: with more, splitting the keys gains nothing */
     WHOLE_PERCENT = 108, /* what whole groups may take of the time of an even spread */
-    RUNS_PER_THREAD = 4, /* runs of segments; more of them pack their queries more often */
     MERGE_SHARES = 4,    /* tasks in which a group's parts are merged */
     TINY_WORK = 1 << 16  /* multiply-adds that are less than waking the pool */
 };
@@ -27,9 +26,9 @@ typedef struct attn_run {
     const st_attn_seq *seqs;
     int n_seqs;
     attn_plan plan;
-    int run_length;     /* segments of a task */
+    int threads;
     size_t part_row;    /* floats of a (query, head) part */
-    size_t part_stride; /* of a group's part of one segment */
+    size_t part_stride; /* of a group's part */
 } attn_run;
 
 /* One group of rows. */
@@ -90,13 +89,13 @@ static void whole_task(void *arg, size_t task, int worker)
                                                                g.h1, worker_scratch(ops, worker));
 }
 
-/* ---- split over segments ---- */
+/* ---- split over stretches and segments ---- */
 
 /* A group, and which of its tasks one is. */
 typedef struct attn_task {
     attn_group g;
     int index;
-    size_t part; /* of the group's first segment, counted over the slice */
+    size_t part; /* the group's first, counted over the slice */
 } attn_task;
 
 static int groups_of(const attn_run *run, const st_attn_seq *seq)
@@ -104,24 +103,32 @@ static int groups_of(const attn_run *run, const st_attn_seq *seq)
     return query_groups(&run->plan, seq) * run->plan.n_head_groups;
 }
 
-static int runs_of(const attn_run *run, const attn_group *g)
+/* How many of a group's stretches are a part each. Every part is written and read again, so most
+ * keys go in stretches; the last ones in segments, with which threads finish together. */
+static int whole_of(const attn_run *run, const attn_group *g)
 {
-    return (segments_of(g) + run->run_length - 1) / run->run_length;
+    int n = segments_of(g) / ST_ATTN_STRETCH - (run->threads - 1);
+    return n > 0 ? n : 0;
 }
 
-/* Task number `index` of the slice, where a group has `each` tasks, or one per run of segments
- * when that is zero. There are no more groups than SPLIT_BELOW allows. */
+static int parts_of(const attn_run *run, const attn_group *g)
+{
+    return segments_of(g) - whole_of(run, g) * (ST_ATTN_STRETCH - 1);
+}
+
+/* Task number `index` of the slice, where a group has `each` tasks, or one per part when that is
+ * zero. There are no more groups than SPLIT_BELOW allows. */
 static attn_task find_task(const attn_run *run, size_t index, int each)
 {
     size_t part = 0;
     for (int i = 0;; i++)
         for (int j = 0; j < groups_of(run, &run->seqs[i]); j++) {
             attn_group g = group_of(run, &run->seqs[i], j);
-            size_t n = (size_t)(each ? each : runs_of(run, &g));
+            size_t n = (size_t)(each ? each : parts_of(run, &g));
             if (index < n)
                 return (attn_task){g, (int)index, part};
             index -= n;
-            part += (size_t)segments_of(&g);
+            part += (size_t)parts_of(run, &g);
         }
 }
 
@@ -129,11 +136,13 @@ static void part_task(void *arg, size_t index, int worker)
 {
     const attn_run *run = arg;
     attn_task t = find_task(run, index, 0);
-    int first = t.index * run->run_length, n = segments_of(&t.g) - first;
-    run->ops->k->attention_part(
-        run->ops->parts + (t.part + (size_t)first) * run->part_stride, run->part_stride, run->mla,
-        run->q, run->shape, run->kv, t.g.seq, t.g.q0, t.g.q1, t.g.h0, t.g.h1, first,
-        n < run->run_length ? n : run->run_length, worker_scratch(run->ops, worker));
+    int whole = whole_of(run, &t.g);
+    bool is_whole = t.index < whole;
+    int first = is_whole ? t.index * ST_ATTN_STRETCH : t.index + whole * (ST_ATTN_STRETCH - 1);
+    run->ops->k->attention_part(run->ops->parts + (t.part + (size_t)t.index) * run->part_stride,
+                                run->mla, run->q, run->shape, run->kv, t.g.seq, t.g.q0, t.g.q1,
+                                t.g.h0, t.g.h1, first, is_whole ? ST_ATTN_STRETCH : 1,
+                                worker_scratch(run->ops, worker));
 }
 
 /* Merges a share of the rows of a group. */
@@ -143,30 +152,34 @@ static void merge_task(void *arg, size_t index, int worker)
     const st_attn_shape *shape = run->shape;
     attn_task t = find_task(run, index, MERGE_SHARES);
     int heads = t.g.h1 - t.g.h0, rows = (t.g.q1 - t.g.q0) * heads;
-    const float *parts = run->ops->parts + t.part * run->part_stride;
+    float *parts = run->ops->parts + t.part * run->part_stride;
+    int whole = whole_of(run, &t.g);
     int end = rows * (t.index + 1) / MERGE_SHARES;
     for (int r = rows * t.index / MERGE_SHARES; r < end; r++) {
         int query = t.g.q0 + r / heads, head = t.g.h0 + r % heads;
-        int n = (t.g.seq->pos0 + query) / ST_ATTN_SEGMENT + 1; /* later ones hold no key of it */
+        /* Later parts hold no key of it. */
+        int segment = (t.g.seq->pos0 + query) / ST_ATTN_SEGMENT,
+            stretch = segment / ST_ATTN_STRETCH;
+        int n = stretch < whole ? stretch + 1 : segment + 1 - whole * (ST_ATTN_STRETCH - 1);
         size_t row = (size_t)(t.g.seq->q_row + query) * (size_t)shape->n_heads + (size_t)head;
         run->ops->k->attention_merge(run->out + row * (size_t)shape->v_dim,
-                                     parts + (size_t)r * run->part_row, run->part_stride, n,
-                                     shape->v_dim);
+                                     parts + (size_t)r * run->part_row, run->part_stride,
+                                     whole < n ? whole : n, n, shape->v_dim);
     }
 }
 
-/* The slice's groups, segments in all, and the most segments that a thread gets when every free
- * one takes the next group. */
+/* The slice's groups, parts and segments in all, and the most segments that a thread gets when
+ * every free one takes the next group. */
 typedef struct attn_load {
-    size_t groups, segments, most;
+    size_t groups, parts, segments, most;
 } attn_load;
 
-static attn_load load_of(const attn_run *run, int threads)
+static attn_load load_of(const attn_run *run)
 {
     enum { MOST_THREADS = 64 };
     size_t busy[MOST_THREADS] = {0};
     attn_load load = {0};
-    threads = threads < MOST_THREADS ? threads : MOST_THREADS;
+    int threads = run->threads < MOST_THREADS ? run->threads : MOST_THREADS;
     for (int i = 0; i < run->n_seqs; i++)
         for (int j = 0; j < groups_of(run, &run->seqs[i]); j++) {
             attn_group g = group_of(run, &run->seqs[i], j);
@@ -176,6 +189,7 @@ static attn_load load_of(const attn_run *run, int threads)
             busy[free] += (size_t)segments_of(&g);
             load.most = busy[free] > load.most ? busy[free] : load.most;
             load.segments += (size_t)segments_of(&g);
+            load.parts += (size_t)parts_of(run, &g);
             load.groups++;
         }
     return load;
@@ -185,27 +199,20 @@ static attn_load load_of(const attn_run *run, int threads)
 static bool run_split(attn_run *run, size_t groups)
 {
     st_ops *ops = run->ops;
-    size_t threads = (size_t)st_pool_threads(ops->pool);
+    run->threads = st_pool_threads(ops->pool);
+    size_t threads = (size_t)run->threads;
     if (!ops->parts || groups >= SPLIT_BELOW * threads)
         return false;
-    attn_load load = load_of(run, (int)threads);
+    attn_load load = load_of(run);
     /* Parts cost a few percent: whole groups that keep all threads busy are better. */
     if (load.most * threads * 100 <= load.segments * WHOLE_PERCENT)
         return false;
     run->part_row = (size_t)run->shape->v_dim + ST_ATTN_PART_EXTRA;
     run->part_stride =
         (size_t)run->plan.heads_each * (size_t)run->plan.queries_each * run->part_row;
-    if (load.segments * run->part_stride > ops->parts_cap)
+    if (load.parts * run->part_stride > ops->parts_cap)
         return false;
-    run->run_length = (int)(load.segments / (RUNS_PER_THREAD * threads));
-    run->run_length += run->run_length == 0;
-    size_t tasks = 0;
-    for (int i = 0; i < run->n_seqs; i++)
-        for (int j = 0; j < groups_of(run, &run->seqs[i]); j++) {
-            attn_group g = group_of(run, &run->seqs[i], j);
-            tasks += (size_t)runs_of(run, &g);
-        }
-    st_pool_run(ops->pool, tasks, part_task, run);
+    st_pool_run(ops->pool, load.parts, part_task, run);
     st_pool_run(ops->pool, load.groups * MERGE_SHARES, merge_task, run);
     return true;
 }

@@ -400,25 +400,25 @@ static void run_parts(const st_kernels *t, const paged *p, float *out, const flo
     const st_attn_shape *s = &p->shape;
     size_t part = (size_t)s->v_dim + ST_ATTN_PART_EXTRA;
     int group = p->mla ? s->n_heads : s->n_heads / s->n_kv_heads;
-    float *parts = malloc(8 * (size_t)group * part * sizeof *parts);
+    float *parts = malloc(16 * (size_t)group * part * sizeof *parts);
     void *scratch = new_scratch(t, s);
     assert_non_null(parts);
     for (int i = 0; i < n_q; i++)
         for (int h = 0; h < s->n_heads; h += group) {
             st_attn_seq seq = {
                 .q_row = i, .n_q = 1, .pos0 = p->len - n_q + i, .block_table = p->table};
-            int segments = seq.pos0 / ST_ATTN_SEGMENT + 1;
+            int segments = seq.pos0 / ST_ATTN_SEGMENT + 1, n = 0;
+            int whole = kt_int(0, (segments + ST_ATTN_STRETCH - 1) / ST_ATTN_STRETCH);
             size_t stride = (size_t)group * part;
-            for (int g = 0; g < segments;) { /* runs of random length */
-                int n = kt_int(1, segments - g);
-                t->attention_part(parts + (size_t)g * stride, stride, p->mla, q, s, &p->kv, &seq, 0,
-                                  1, h, h + group, g, n, scratch);
-                g += n;
+            for (int g = 0; g < segments; n++) {
+                int left = segments - g, most = n < whole ? ST_ATTN_STRETCH : 1;
+                t->attention_part(parts + (size_t)n * stride, p->mla, q, s, &p->kv, &seq, 0, 1, h,
+                                  h + group, g, left < most ? left : most, scratch);
+                g += most;
             }
             for (int r = 0; r < group; r++)
                 t->attention_merge(out + ((size_t)(i * s->n_heads + h + r)) * (size_t)s->v_dim,
-                                   parts + (size_t)r * part, (size_t)group * part, segments,
-                                   s->v_dim);
+                                   parts + (size_t)r * part, stride, whole, n, s->v_dim);
         }
     free(scratch);
     free(parts);

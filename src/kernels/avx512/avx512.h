@@ -13,10 +13,9 @@ size_t st_avx512vnni_attention_i8_scratch(const st_attn_shape *shape);
 void st_avx512vnni_attention_i8(float *out, const float *q, const st_attn_shape *shape,
                                 const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1,
                                 int h0, int h1, void *scratch);
-void st_avx512vnni_attention_i8_part(float *part, size_t stride, const float *q,
-                                     const st_attn_shape *shape, const st_kv_layer *kv,
-                                     const st_attn_seq *seq, int q0, int q1, int h0, int h1,
-                                     int segment, int n_segments, void *scratch);
+void st_avx512vnni_attention_i8_part(float *part, const float *q, const st_attn_shape *shape,
+                                     const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1,
+                                     int h0, int h1, int segment, int n_segments, void *scratch);
 
 enum { ST_AVX512_PACK_COLS = 32 };
 size_t st_avx512_pack_block_bytes(const st_packed *shape);

@@ -30,17 +30,17 @@ static void avx512vnni_attention_mla(float *out, const float *q, const st_attn_s
                                                               h1, scratch);
 }
 
-static void avx512vnni_attention_part(float *part, size_t stride, bool mla, const float *q,
+static void avx512vnni_attention_part(float *part, bool mla, const float *q,
                                       const st_attn_shape *shape, const st_kv_layer *kv,
                                       const st_attn_seq *seq, int q0, int q1, int h0, int h1,
                                       int segment, int n_segments, void *scratch)
 {
     if (mla && kv->dtype == ST_I8 && st_avx512vnni_attention_i8_takes(shape))
-        st_avx512vnni_attention_i8_part(part, stride, q, shape, kv, seq, q0, q1, h0, h1, segment,
+        st_avx512vnni_attention_i8_part(part, q, shape, kv, seq, q0, q1, h0, h1, segment,
                                         n_segments, scratch);
     else
-        st_simd_attention_part(part, stride, mla, q, shape, kv, seq, q0, q1, h0, h1, segment,
-                               n_segments, scratch);
+        st_simd_attention_part(part, mla, q, shape, kv, seq, q0, q1, h0, h1, segment, n_segments,
+                               scratch);
 }
 
 static size_t avx512vnni_attn_scratch(const st_attn_shape *shape)

@@ -1,8 +1,9 @@
 /* Absorbed MLA over INT8 KV rows by integer dot products, rows (query, head) in lanes.
  *
- * A segment of 256 keys is prepared once for up to 128 rows, then, for blocks of 32 or 16 rows:
+ * A segment of 256 keys is prepared once for up to 128 rows, while the first of them have their
+ * scores computed; then, for blocks of 32 or 16 rows:
  *
- *   I[key][row] = sum over the latent of q8 * k8      vpdpbusd: 4 dims; q unsigned (+128), K signed
+ *   I[key][row] = sum over the latent of q8 * k8      vpdpbusd: 4 dims; K unsigned (+128), q signed
  *   R[key][row] = sum over the rotated part           vpdpwssd: 2 dims of 16 bits each
  *   t  = c*(q_scale*k_scale*I + q_scale'*k_scale'*R) + e    e: exponent of k_scale = 2^e * m
  *   P  = exp2(t + n)                                  n = -round(max t): the power-of-two lattice
@@ -10,9 +11,10 @@
  *   W  = round(P * m * 45000)                         16 bits: the latent is V too, its scale in W
  *   O[dim][row] = sum over keys of W * v8             vpdpbusd: 4 keys; W in two unsigned bytes
  *
- * All sums over dims and keys are exact in 32 bits, so their order is free; a segment starts afresh
- * and is merged with those before it as simd_attention.inc does it. What is rounded: q to 8 bits
- * per row, the rotated parts to 13 bits, W to 16 bits of the segment's largest. */
+ * All sums over dims and keys are exact in 32 bits, so their order is free; a segment starts
+ * afresh, and segments are joined to stretches and those to the result as simd_attention.inc does
+ * it. What is rounded: q to 8 bits per row, the rotated parts to 13 bits, W to 16 bits of the
+ * segment's largest. */
 #include "kernels/avx512/avx512.h"
 
 #include <math.h>
@@ -27,7 +29,9 @@ enum {
     I8_ROWS = 128,          /* that share a prepared segment */
     KEYS = ST_ATTN_SEGMENT, /* of a segment */
     QUADS = KEYS / 4,       /* keys are multiplied by four */
-    STRIP = 8,              /* dims of V that lie together */
+    CHUNK = 16,             /* keys that are prepared at once */
+    AHEAD = 2,              /* chunks that are asked for before they are read */
+    STRIP = 16,             /* dims of V that lie together: see interleave */
     /* From one strip to the next; a cache line more than its size, so that strips share no set. */
     STRIP_LD = QUADS * STRIP + 16,
     Q_ROPE_MAX = 8191, /* of the quantized rotated query */
@@ -39,10 +43,9 @@ _Static_assert((int64_t)KEYS * 65535 * 127 <= INT32_MAX, "weights times values f
 
 /* What a segment's keys become. */
 typedef struct i8_keys {
-    int8_t *k;         /* [KEYS][k_ld] */
-    int32_t *v;        /* [v strips, STRIP_LD apart][QUADS][STRIP]: 4 keys of a dim each */
-    int16_t *rope;     /* [KEYS][rope_ld] */
-    int32_t sum[KEYS]; /* of k, times -128 */
+    uint8_t *k;    /* [KEYS][k_ld]: plus 128 */
+    int32_t *v;    /* [v_pad / STRIP, STRIP_LD apart][QUADS][STRIP]: 4 keys of a dim each */
+    int16_t *rope; /* [KEYS][rope_ld] */
     float scale[KEYS], rope_scale[KEYS];
     float exponent[KEYS], inverse[KEYS]; /* e and 2^-e */
     float fine[KEYS];                    /* m, or so: log2 for the maximum */
@@ -53,16 +56,22 @@ typedef struct i8_keys {
 typedef struct i8_block {
     int first, lanes;
     int common;                      /* keys of the segment that all rows see */
-    uint8_t *q;                      /* [lora / 4][lanes][4] */
+    int8_t *q;                       /* [lora / 4][lanes][4] */
+    int32_t sum[32];                 /* of q, times -128 */
     int16_t *q_rope;                 /* [rope / 2][lanes][2] */
-    float *total;                    /* [v_pad][lanes] */
+    float *stretch, *total;          /* [v_pad][lanes], dims in the order of strips */
     float scale[32], rope_scale[32]; /* of q, times c */
     float n[32], l[32];              /* of the running segment */
-    float n_total[32], l_total[32];  /* of total */
-    float a[32], b[32];              /* total = total * a + o * b */
+    float n_stretch[32], l_stretch[32], n_total[32], l_total[32];
     int pos[32];
     uint32_t seen[KEYS]; /* from key `common` on: a bit per row that sees it */
 } i8_block;
+
+/* Two sums of keys, one added to the other, brought to one exponent. */
+typedef struct i8_join {
+    float a[32], b[32]; /* what the sum and what is added to it are multiplied by */
+    uint32_t takes;     /* a bit per row that has keys in what is added */
+} i8_join;
 
 typedef struct i8_group {
     const st_attn_shape *shape;
@@ -75,12 +84,14 @@ typedef struct i8_group {
     size_t k_ld, rope_ld;
     int n_rows, n_blocks;
     i8_keys *keys;
-    uint8_t *q;
+    int8_t *q;
     int16_t *q_rope;
     float *s;   /* [KEYS][lanes] of the running block */
     uint8_t *w; /* [2: high, low][QUADS][lanes][4] */
-    float *total;
+    float *stretch, *total;
     const float *q_rows[I8_ROWS];
+    const unsigned char *rows[KEYS + (AHEAD + 1) * CHUNK]; /* of the segment's keys and more */
+    int known, asked; /* keys of the segment and after it: whose row is known, is asked for */
     i8_block blocks[I8_ROWS / VL];
 } i8_group;
 
@@ -127,6 +138,7 @@ static size_t layout(i8_group *g, const st_attn_shape *shape, void *scratch)
     g->q_rope = cut(&at, &used, (size_t)I8_ROWS * up((size_t)g->rope2, 32) * sizeof(int16_t));
     g->s = cut(&at, &used, KEYS * 32 * sizeof(float));
     g->w = cut(&at, &used, KEYS * 32 * 2);
+    g->stretch = cut(&at, &used, (size_t)I8_ROWS * (size_t)g->v_pad * sizeof(float));
     g->total = cut(&at, &used, (size_t)I8_ROWS * (size_t)g->v_pad * sizeof(float));
     return used;
 }
@@ -190,17 +202,20 @@ static void pack_latent(const i8_group *g, i8_block *b, int lane)
         int row = b->first + lane + i;
         scale[i] = scale_of(row < g->n_rows ? absmax_bits(g->q_rows[row], g->lora) : 0, 127);
         b->scale[lane + i] = scale[i] * (float)(g->shape->scale * 1.4426950408889634);
+        b->sum[lane + i] = 0;
     }
     for (int d = 0; d < g->lora4; d += Q_DIMS) {
         int units = g->lora4 - d < Q_DIMS ? (g->lora4 - d) / 4 : Q_DIMS / 4;
-        uint8_t rows[VL][Q_DIMS];
+        int8_t rows[VL][Q_DIMS];
         for (int i = 0; i < VL; i++) {
             int row = b->first + lane + i, n = g->lora - d < Q_DIMS ? g->lora - d : Q_DIMS;
             int16_t q[Q_DIMS];
             to_i16(q, g->q_rows[row < g->n_rows ? row : 0] + d, row < g->n_rows ? n : 0, Q_DIMS,
                    scale[i], 127);
-            for (int j = 0; j < Q_DIMS; j++)
-                rows[i][j] = (uint8_t)(q[j] + 128);
+            for (int j = 0; j < Q_DIMS; j++) {
+                rows[i][j] = (int8_t)q[j];
+                b->sum[lane + i] -= 128 * q[j];
+            }
         }
         units_to_lanes((uint32_t *)(void *)(b->q + (size_t)d * (size_t)b->lanes) + lane, b->lanes,
                        (const uint32_t *)(const void *)rows, Q_DIMS / 4, units);
@@ -233,6 +248,7 @@ static void pack_queries(i8_group *g)
         b->lanes = g->n_rows - first > VL ? 2 * VL : VL;
         b->q = g->q + (size_t)first * up((size_t)g->lora4, 64);
         b->q_rope = g->q_rope + (size_t)first * up((size_t)g->rope2, 32);
+        b->stretch = g->stretch + (size_t)first * (size_t)g->v_pad;
         b->total = g->total + (size_t)first * (size_t)g->v_pad;
         for (int lane = 0; lane < b->lanes; lane += VL) {
             pack_latent(g, b, lane);
@@ -243,95 +259,6 @@ static void pack_queries(i8_group *g)
 }
 
 /* ---- preparing keys ---- */
-
-/* Copies a latent and returns -128 times its sum. */
-static int32_t copy_latent(int8_t *to, const unsigned char *from, int n)
-{
-    __m512i sum = vi_zero(), ones = _mm512_set1_epi8(1);
-    for (int i = 0; i < n; i += 64) {
-        __mmask64 m = n - i >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << (n - i)) - 1;
-        __m512i x = _mm512_maskz_loadu_epi8(m, from + i);
-        _mm512_storeu_si512(to + i, x);
-        sum = _mm512_dpbusd_epi32(sum, ones, x);
-    }
-    return -128 * _mm512_reduce_add_epi32(sum);
-}
-
-/* The rotated key in integers up to max; n above 0, at most ROPE_MAX. */
-static float quantize_rope(int16_t *to, const unsigned char *from, int n, int max)
-{
-    vf x[ROPE_MAX / VL];
-    vi most = vi_zero();
-    int vectors = (n + VL - 1) / VL;
-    for (int i = 0; i < vectors; i++) {
-        x[i] = vf_load_bf16_n(from + (size_t)i * VL * 2, n - i * VL < VL ? n - i * VL : VL);
-        most = vi_absmax(most, x[i]);
-    }
-    float scale = scale_of(vi_hmax(most), max);
-    vf by = vf_set1(1 / scale);
-    vi limit = _mm512_set1_epi32(max);
-    for (int i = 0; i < vectors; i++) {
-        vi r = _mm512_min_epi32(_mm512_cvtps_epi32(vf_mul(x[i], by)), limit);
-        r = _mm512_max_epi32(r, _mm512_sub_epi32(vi_zero(), limit));
-        _mm256_storeu_si256((__m256i *)(void *)(to + i * VL), _mm512_cvtepi32_epi16(r));
-    }
-    return scale;
-}
-
-/* What the products need of a key's scale. A NaN reaches rows by the scale alone: what a row that
- * does not see the key multiplies by zero must be finite. */
-static void split_scale(i8_keys *keys, int j, float scale)
-{
-    uint32_t bits = st_bits_of_float(scale);
-    if ((bits & 0x7f800000u) == 0x7f800000u)
-        bits = st_bits_of_float(1);
-    int e = (int)(bits >> 23 & 255) - 127;
-    float m = st_float_of_bits((bits & 0x7fffffu) | 0x3f800000u);
-    keys->scale[j] = scale;
-    keys->exponent[j] = (float)e;
-    keys->inverse[j] = st_float_of_bits((uint32_t)(127 - e) << 23);
-    keys->fine[j] = (m - 1) * (1.3465f - 0.3465f * (m - 1)); /* log2 m within 0.009 */
-    keys->weight[j] = m * W_ONE;
-}
-
-/* Four keys' latents to [strip][quad][dim]: byte i of a unit is key i. */
-static void interleave_quad(int32_t *v, const int8_t *k, size_t ld, int v_pad)
-{
-    for (int d = 0; d < v_pad; d += 64, v += 8 * STRIP_LD) {
-        __m512i a = _mm512_loadu_si512(k + d), b = _mm512_loadu_si512(k + ld + d);
-        __m512i c = _mm512_loadu_si512(k + 2 * ld + d), e = _mm512_loadu_si512(k + 3 * ld + d);
-        __m512i ab0 = _mm512_unpacklo_epi8(a, b), ab1 = _mm512_unpackhi_epi8(a, b);
-        __m512i ce0 = _mm512_unpacklo_epi8(c, e), ce1 = _mm512_unpackhi_epi8(c, e);
-        __m512i q[4] = {_mm512_unpacklo_epi16(ab0, ce0), _mm512_unpackhi_epi16(ab0, ce0),
-                        _mm512_unpacklo_epi16(ab1, ce1), _mm512_unpackhi_epi16(ab1, ce1)};
-        /* Lane i of q[j] has dims 16i + 4j .. + 3: halves of strip 2i + j / 2. */
-        for (int j = 0; j < 4; j++) {
-            __m128i *to = (__m128i *)(void *)(v + j / 2 * STRIP_LD + j % 2 * 4);
-            enum { NEXT = 2 * STRIP_LD / 4 };
-            _mm_storeu_si128(to, _mm512_castsi512_si128(q[j]));
-            _mm_storeu_si128(to + NEXT, _mm512_extracti32x4_epi32(q[j], 1));
-            _mm_storeu_si128(to + 2 * NEXT, _mm512_extracti32x4_epi32(q[j], 2));
-            _mm_storeu_si128(to + 3 * NEXT, _mm512_extracti32x4_epi32(q[j], 3));
-        }
-    }
-}
-
-static void prepare_key(const i8_group *g, int j, const unsigned char *row)
-{
-    i8_keys *keys = g->keys;
-    float scale;
-    memcpy(&scale, row + st_kv_i8_scales_at(g->row), sizeof scale);
-    split_scale(keys, j, scale);
-    keys->sum[j] = copy_latent(keys->k + (size_t)j * g->k_ld, row, g->lora);
-    keys->rope_scale[j] = quantize_rope(keys->rope + (size_t)j * g->rope_ld,
-                                        row + st_kv_i8_plain_at(g->row), g->rope, g->k_rope_max);
-}
-
-static void fetch(const unsigned char *p, size_t bytes)
-{
-    for (size_t i = 0; i < bytes; i += 64)
-        __builtin_prefetch(p + i);
-}
 
 /* Finds the KV rows of keys [first, first + count). */
 static void find_rows(const i8_group *g, int first, int count, const unsigned char **rows)
@@ -345,21 +272,188 @@ static void find_rows(const i8_group *g, int first, int count, const unsigned ch
     }
 }
 
-/* Keys [first, first + count) of the sequence. */
-static void prepare_keys(const i8_group *g, int first, int count)
+/* 64 dims of four keys to four strips: byte i of a unit is key i. The units of strip j are dims
+ * 4j .. 4j + 3 of each 16. */
+ST_INLINE void interleave(int32_t *v, const __m512i x[4])
 {
-    enum { AHEAD = 12 }; /* rows asked for before they are read */
-    const unsigned char *rows[KEYS];
-    find_rows(g, first, count, rows);
-    for (int j = -AHEAD; j < count; j++) {
-        if (j + AHEAD < count)
-            fetch(rows[j + AHEAD], g->kv->row_stride);
-        if (j >= 0)
-            prepare_key(g, j, rows[j]);
+    __m512i ab0 = _mm512_unpacklo_epi8(x[0], x[1]), ab1 = _mm512_unpackhi_epi8(x[0], x[1]);
+    __m512i cd0 = _mm512_unpacklo_epi8(x[2], x[3]), cd1 = _mm512_unpackhi_epi8(x[2], x[3]);
+    _mm512_storeu_si512(v, _mm512_unpacklo_epi16(ab0, cd0));
+    _mm512_storeu_si512(v + STRIP_LD, _mm512_unpackhi_epi16(ab0, cd0));
+    _mm512_storeu_si512(v + 2 * STRIP_LD, _mm512_unpacklo_epi16(ab1, cd1));
+    _mm512_storeu_si512(v + 3 * STRIP_LD, _mm512_unpackhi_epi16(ab1, cd1));
+}
+
+/* The latents of a chunk on their way to scratch, for scores and for values, and rows on theirs
+ * into L2: a few at a time, between the products. */
+typedef struct i8_feed {
+    const unsigned char *rows[CHUNK];
+    uint8_t *k;
+    int32_t *v;
+    size_t k_ld;
+    int lora, quad, d;               /* what is next; quad CHUNK / 4: all is done */
+    const unsigned char *const *far; /* rows to ask for */
+    int n_far;
+    size_t at, row_bytes; /* in a row */
+} i8_feed;
+
+/* The next 64 dims of four keys. */
+ST_INLINE void feed_piece(i8_feed *f)
+{
+    int left = f->lora - f->d;
+    __mmask64 m = left >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << left) - 1;
+    const __m512i flip = _mm512_set1_epi8(-128);
+    uint8_t *k = f->k + (size_t)f->quad * 4 * f->k_ld + f->d;
+    __m512i x[4];
+    ST_UNROLL
+    for (int i = 0; i < 4; i++) {
+        x[i] = _mm512_maskz_loadu_epi8(m, f->rows[f->quad * 4 + i] + f->d);
+        _mm512_storeu_si512(k + (size_t)i * f->k_ld, _mm512_xor_si512(x[i], flip));
     }
-    for (int j = 0; j < count; j += 4)
-        interleave_quad(g->keys->v + j / 4 * STRIP, g->keys->k + (size_t)j * g->k_ld, g->k_ld,
-                        g->v_pad);
+    interleave(f->v + f->d / STRIP * STRIP_LD + f->quad * STRIP, x);
+    f->d += 64;
+    if (f->d >= f->lora) {
+        f->d = 0;
+        f->quad++;
+    }
+}
+
+ST_INLINE void ask(i8_feed *f)
+{
+    __builtin_prefetch(*f->far + f->at, 0, 2);
+    f->at += 64;
+    if (f->at >= f->row_bytes) {
+        f->at = 0;
+        f->far++;
+        f->n_far--;
+    }
+}
+
+/* What is due for each 16 dims of a score. */
+ST_INLINE void feed_some(i8_feed *f)
+{
+    enum { ASKS = 8 };
+    if (f->quad < CHUNK / 4)
+        feed_piece(f);
+    for (int i = 0; i < ASKS && f->n_far > 0; i++)
+        ask(f);
+}
+
+/* The largest magnitude of a key's rotated part, as BF16 bits. */
+static uint32_t rope_absmax(const unsigned char *row, int n)
+{
+    __m512i most = vi_zero(), magnitude = _mm512_set1_epi16(0x7fff);
+    for (int d = 0; d < n; d += 32) {
+        __mmask32 m = n - d >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << (n - d)) - 1;
+        __m512i x = _mm512_maskz_loadu_epi16(m, row + (size_t)d * 2);
+        most = _mm512_max_epu16(most, _mm512_and_si512(x, magnitude));
+    }
+    __m256i y = _mm256_max_epu16(_mm512_castsi512_si256(most), _mm512_extracti64x4_epi64(most, 1));
+    __m128i z = _mm_max_epu16(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+    /* The smallest of the complements is found by one instruction. */
+    z = _mm_minpos_epu16(_mm_xor_si128(z, _mm_set1_epi16(-1)));
+    return ~(uint32_t)_mm_cvtsi128_si32(z) & 0xffff;
+}
+
+/* A key's rotated part times `by` in integers, which rounding keeps within k_rope_max. A part that
+ * is not finite has a NaN for `by` and becomes zeros. */
+static void quantize_rope(int16_t *to, const unsigned char *row, int n, float by)
+{
+    const __m512i high = _mm512_set1_epi32(-65536);
+    vf scale = vf_set1(by);
+    for (int d = 0; d < n; d += 32) {
+        __mmask32 m = n - d >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << (n - d)) - 1;
+        __m512i x = _mm512_maskz_loadu_epi16(m, row + (size_t)d * 2);
+        vf even = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+        vf odd = _mm512_castsi512_ps(_mm512_and_si512(x, high));
+        __m512i a = _mm512_cvtps_epi32(vf_mul(even, scale));
+        __m512i b = _mm512_slli_epi32(_mm512_cvtps_epi32(vf_mul(odd, scale)), 16);
+        _mm512_storeu_si512(to + d, _mm512_mask_blend_epi16(0xaaaaaaaa, a, b));
+    }
+}
+
+/* The rotated parts of keys j .. j + 15. */
+static void prepare_rope(const i8_group *g, int j, const unsigned char *const *rows)
+{
+    i8_keys *keys = g->keys;
+    size_t at = st_kv_i8_plain_at(g->row);
+    uint32_t bits[CHUNK];
+    float by[CHUNK];
+    for (int i = 0; i < CHUNK; i++)
+        bits[i] = rope_absmax(rows[i] + at, g->rope) << 16;
+    vf most = vf_load((const float *)(const void *)bits);
+    vf scale = vf_max(vf_div(most, vf_set1((float)g->k_rope_max)), vf_set1(0x1p-100f));
+    __mmask16 finite =
+        _mm512_cmplt_epi32_mask(_mm512_castps_si512(most), _mm512_set1_epi32(0x7f800000));
+    scale = vf_where(finite, scale, vf_set1(NAN));
+    vf_store(keys->rope_scale + j, scale);
+    vf_store(by, vf_div(vf_set1(1), scale));
+    for (int i = 0; i < CHUNK; i++)
+        quantize_rope(keys->rope + (size_t)(j + i) * g->rope_ld, rows[i] + at, g->rope, by[i]);
+}
+
+/* What the products need of the scales of keys j .. j + 15. A NaN reaches rows by the scale alone:
+ * what a row that does not see the key multiplies by zero must be finite. */
+static void split_scales(i8_keys *keys, int j)
+{
+    const vi inf = _mm512_set1_epi32(0x7f800000), one = _mm512_set1_epi32(0x3f800000);
+    vi bits = _mm512_castps_si512(vf_load(keys->scale + j));
+    __mmask16 finite = _mm512_cmpneq_epi32_mask(_mm512_and_si512(bits, inf), inf);
+    bits = _mm512_mask_blend_epi32(finite, one, bits);
+    vi e = _mm512_sub_epi32(_mm512_srli_epi32(_mm512_and_si512(bits, inf), 23),
+                            _mm512_set1_epi32(127));
+    vi m_bits = _mm512_or_si512(_mm512_and_si512(bits, _mm512_set1_epi32(0x7fffff)), one);
+    vf m = _mm512_castsi512_ps(m_bits), above = vf_sub(m, vf_set1(1));
+    vf_store(keys->exponent + j, _mm512_cvtepi32_ps(e));
+    vf_store(keys->inverse + j, _mm512_castsi512_ps(_mm512_slli_epi32(
+                                    _mm512_sub_epi32(_mm512_set1_epi32(127), e), 23)));
+    /* log2 m within 0.009 */
+    vf fine = vf_sub(vf_set1(1.3465f), vf_mul(vf_set1(0.3465f), above));
+    vf_store(keys->fine + j, vf_mul(above, fine));
+    vf_store(keys->weight + j, vf_mul(m, vf_set1(W_ONE)));
+}
+
+/* The rows of a chunk, keys j .. j + CHUNK - 1 of the segment, of which `most` exist: scores and
+ * weights of keys beyond are never looked at. */
+static void chunk_rows(const i8_group *g, int j, int most, const unsigned char **rows)
+{
+    for (int i = 0; i < CHUNK; i++)
+        rows[i] = g->rows[j + i < most ? j + i : most - 1];
+}
+
+/* Scales and rotated parts of a chunk. */
+static void prepare_chunk(const i8_group *g, int j, int most)
+{
+    const unsigned char *rows[CHUNK];
+    chunk_rows(g, j, most, rows);
+    for (int i = 0; i < CHUNK; i++)
+        memcpy(&g->keys->scale[j + i], rows[i] + st_kv_i8_scales_at(g->row), sizeof(float));
+    split_scales(g->keys, j);
+    prepare_rope(g, j, rows);
+}
+
+/* Has the latents of the chunk at j prepared, where there is one. */
+static void feed_chunk(const i8_group *g, i8_feed *f, int j, int most)
+{
+    if (j < most)
+        chunk_rows(g, j, most, f->rows);
+    f->k = g->keys->k + (size_t)j * g->k_ld;
+    f->v = g->keys->v + j / 4 * STRIP;
+    f->k_ld = g->k_ld;
+    f->lora = g->lora;
+    f->quad = j < most ? 0 : CHUNK / 4;
+    f->d = 0;
+}
+
+/* Has rows up to key `upto` asked for. */
+static void feed_far(i8_group *g, i8_feed *f, int upto)
+{
+    upto = upto < g->known ? upto : g->known;
+    f->far = g->rows + g->asked;
+    f->n_far = upto - g->asked;
+    f->at = 0;
+    f->row_bytes = g->kv->row_stride;
+    g->asked = upto > g->asked ? upto : g->asked;
 }
 
 /* ---- scores ---- */
@@ -414,28 +508,34 @@ ST_INLINE void rope_tile(int vecs, float *s, const int16_t *q, const int16_t *k,
 }
 
 /* s = t for 16 / vecs keys from key j0 on; the rotated parts' product is in s. */
-ST_INLINE void score_tile(int vecs, float *s, const i8_group *g, const i8_block *b, int j0)
+ST_INLINE void score_tile(int vecs, bool feed, float *s, const i8_group *g, const i8_block *b,
+                          int j0, i8_feed *f)
 {
     const i8_keys *keys = g->keys;
-    const uint8_t *q = b->q;
-    const int8_t *k = keys->k + (size_t)j0 * g->k_ld;
+    const int8_t *q = b->q;
+    const uint8_t *k = keys->k + (size_t)j0 * g->k_ld;
     vi acc[VL]; /* [16 / vecs][vecs] */
     ST_UNROLL
     for (int j = 0; j < VL / vecs; j++)
         ST_UNROLL
     for (int v = 0; v < vecs; v++)
-        acc[j * vecs + v] = _mm512_set1_epi32(keys->sum[j0 + j]);
-    for (int d = 0; d < g->lora4; d += 4, q += vecs * 64, k += 4) {
-        vi qv[2];
-        ST_UNROLL
-        for (int v = 0; v < vecs; v++)
-            qv[v] = _mm512_loadu_si512(q + v * 64);
-        ST_UNROLL
-        for (int j = 0; j < VL / vecs; j++) {
-            vi kv = broadcast4(k + (size_t)j * g->k_ld);
+        acc[j * vecs + v] = _mm512_loadu_si512(b->sum + v * VL);
+    for (int d = 0; d < g->lora4; d += 16) {
+        if (feed)
+            feed_some(f);
+        int units = g->lora4 - d < 16 ? (g->lora4 - d) / 4 : 4;
+        for (int u = 0; u < units; u++, q += vecs * 64, k += 4) {
+            vi qv[2];
             ST_UNROLL
             for (int v = 0; v < vecs; v++)
-                acc[j * vecs + v] = dot_bytes(acc[j * vecs + v], qv[v], kv);
+                qv[v] = _mm512_loadu_si512(q + v * 64);
+            ST_UNROLL
+            for (int j = 0; j < VL / vecs; j++) {
+                vi kv = broadcast4(k + (size_t)j * g->k_ld);
+                ST_UNROLL
+                for (int v = 0; v < vecs; v++)
+                    acc[j * vecs + v] = dot_bytes(acc[j * vecs + v], kv, qv[v]);
+            }
         }
     }
     ST_UNROLL
@@ -450,13 +550,35 @@ ST_INLINE void score_tile(int vecs, float *s, const i8_group *g, const i8_block 
     }
 }
 
-ST_INLINE void scores(int vecs, const i8_group *g, const i8_block *b, int most)
+/* Scores of keys [j0, j1). */
+ST_INLINE void scores(int vecs, bool feed, const i8_group *g, const i8_block *b, int j0, int j1,
+                      i8_feed *f)
 {
-    for (int j = 0; j < most; j += VL / vecs) {
+    for (int j = j0; j < j1; j += VL / vecs) {
         float *s = g->s + (size_t)j * (size_t)(vecs * VL);
         rope_tile(vecs, s, b->q_rope, g->keys->rope + (size_t)j * g->rope_ld, g->rope_ld,
                   g->rope2 / 2, g->keys->rope_scale + j);
-        score_tile(vecs, s, g, b, j);
+        score_tile(vecs, feed, s, g, b, j, f);
+    }
+}
+
+/* Scores of the first block. Keys are prepared a chunk ahead. */
+static void prepare_and_score(i8_group *g, int most)
+{
+    i8_feed f;
+    feed_chunk(g, &f, 0, most);
+    while (f.quad < CHUNK / 4)
+        feed_piece(&f);
+    for (int j = 0; j < most; j += CHUNK) {
+        feed_chunk(g, &f, j + CHUNK, most);
+        feed_far(g, &f, j + (1 + AHEAD) * CHUNK);
+        prepare_chunk(g, j, most);
+        if (g->blocks[0].lanes == VL)
+            scores(1, true, g, &g->blocks[0], j, j + CHUNK, &f);
+        else
+            scores(2, true, g, &g->blocks[0], j, j + CHUNK, &f);
+        while (f.quad < CHUNK / 4)
+            feed_piece(&f);
     }
 }
 
@@ -522,9 +644,9 @@ static void weights(const i8_group *g, i8_block *b, int r, int most)
 
 /* ---- values ---- */
 
-/* o for 16 / vecs dims, into total: total * a + o * b where a row takes part, or o. */
-ST_INLINE void value_tile(int vecs, float *total, const i8_group *g, const i8_block *b,
-                          const int32_t *v, int quads, bool start, uint32_t takes)
+/* o for 16 / vecs dims, into the stretch: stretch * a + o * b where a row takes part, or o. */
+ST_INLINE void value_tile(int vecs, float *stretch, const i8_group *g, const int32_t *v, int quads,
+                          const i8_join *join)
 {
     vi acc[VL]; /* [16 / vecs][vecs] */
     ST_UNROLL
@@ -548,7 +670,7 @@ ST_INLINE void value_tile(int vecs, float *total, const i8_group *g, const i8_bl
                 wv[i] = _mm512_loadu_si512(w + i * 64);
             ST_UNROLL
             for (int d = 0; d < VL / vecs; d++) {
-                vi vv = broadcast4(at + d / STRIP * STRIP_LD + d % STRIP);
+                vi vv = broadcast4(at + d);
                 ST_UNROLL
                 for (int i = 0; i < vecs; i++)
                     acc[d * vecs + i] = dot_bytes(acc[d * vecs + i], wv[i], vv);
@@ -559,50 +681,45 @@ ST_INLINE void value_tile(int vecs, float *total, const i8_group *g, const i8_bl
     for (int d = 0; d < VL / vecs; d++)
         ST_UNROLL
     for (int i = 0; i < vecs; i++) {
-        float *to = total + (d * vecs + i) * VL;
+        float *to = stretch + (d * vecs + i) * VL;
         vf o = vf_mul(_mm512_cvtepi32_ps(acc[d * vecs + i]), vf_set1(1 / W_ONE));
-        if (!start) {
+        if (join) {
             vf t = vf_load(to);
-            vf joint = vf_fma(o, vf_load(b->b + i * VL), vf_mul(t, vf_load(b->a + i * VL)));
-            o = vf_where(takes >> (i * VL), joint, t);
+            vf joint = vf_fma(o, vf_load(join->b + i * VL), vf_mul(t, vf_load(join->a + i * VL)));
+            o = vf_where(join->takes >> (i * VL), joint, t);
         }
         vf_store(to, o);
     }
 }
 
-ST_INLINE void values(int vecs, const i8_group *g, const i8_block *b, int most, bool start,
-                      uint32_t takes)
+ST_INLINE void values(int vecs, const i8_group *g, const i8_block *b, int most, const i8_join *join)
 {
-    for (int d = 0; d < g->lora; d += VL / vecs)
-        value_tile(vecs, b->total + (size_t)d * (size_t)(vecs * VL), g, b,
-                   g->keys->v + d / STRIP * STRIP_LD, (most + 3) / 4, start, takes);
+    for (int d = 0; d < g->v_pad; d += VL / vecs)
+        value_tile(vecs, b->stretch + (size_t)d * (size_t)(vecs * VL), g,
+                   g->keys->v + d / STRIP * STRIP_LD + d % STRIP, (most + 3) / 4, join);
 }
 
 /* ---- segments ---- */
 
-/* How the segment joins the total (simd_attention.inc's at_merge); returns a bit per row that has
- * keys in it. */
-static uint32_t plan_merge(i8_block *b, int first, bool start)
+/* How sums of keys from `first` on are added to others (simd_attention.inc's at_merge). */
+static void join_sums(const i8_block *b, int first, float *n_sum, float *l_sum,
+                      const float *n_added, const float *l_added, i8_join *join)
 {
-    uint32_t takes = 0;
+    join->takes = 0;
     for (int r = 0; r < b->lanes; r++)
-        takes |= (uint32_t)(b->pos[r] >= first) << r;
+        join->takes |= (uint32_t)(b->pos[r] >= first) << r;
     for (int r = 0; r < b->lanes; r += VL) {
-        vf n = vf_load(b->n + r), l = vf_load(b->l + r);
-        if (!start) {
-            vf n_total = vf_load(b->n_total + r), l_total = vf_load(b->l_total + r);
-            vf joint = vf_where(vf_le(n_total, n), n_total, n);
-            vf to_a = vf_scale2(vf_set1(1), vf_sub(joint, n_total));
-            vf to_b = vf_scale2(vf_set1(1), vf_sub(joint, n));
-            vf_store(b->a + r, to_a);
-            vf_store(b->b + r, to_b);
-            n = vf_where(takes >> r, joint, n_total);
-            l = vf_where(takes >> r, vf_add(vf_mul(l_total, to_a), vf_mul(l, to_b)), l_total);
-        }
-        vf_store(b->n_total + r, n);
-        vf_store(b->l_total + r, l);
+        vf n = vf_load(n_added + r), l = vf_load(l_added + r);
+        vf n_before = vf_load(n_sum + r), l_before = vf_load(l_sum + r);
+        vf joint = vf_where(vf_le(n_before, n), n_before, n);
+        vf to_a = vf_scale2(vf_set1(1), vf_sub(joint, n_before));
+        vf to_b = vf_scale2(vf_set1(1), vf_sub(joint, n));
+        vf_store(join->a + r, to_a);
+        vf_store(join->b + r, to_b);
+        l = vf_add(vf_mul(l_before, to_a), vf_mul(l, to_b));
+        vf_store(n_sum + r, vf_where(join->takes >> r, joint, n_before));
+        vf_store(l_sum + r, vf_where(join->takes >> r, l, l_before));
     }
-    return takes;
 }
 
 static int last_position(const i8_group *g)
@@ -611,26 +728,76 @@ static int last_position(const i8_group *g)
     return b->pos[b->lanes - 1];
 }
 
-/* Joins the segment to the totals; start: they are still empty. */
+/* Finds the segment's rows and some after it. Rows are asked for once; `fresh`: none was yet, so
+ * that those of the first chunk are asked for at once. */
+static void start_rows(i8_group *g, int first, bool fresh)
+{
+    int left = last_position(g) - first + 1, room = KEYS + (AHEAD + 1) * CHUNK;
+    g->known = left < room ? left : room;
+    find_rows(g, first, g->known, g->rows);
+    g->asked = fresh ? 0 : g->asked - KEYS;
+    for (; fresh && g->asked < g->known && g->asked < CHUNK; g->asked++)
+        for (size_t i = 0; i < g->kv->row_stride; i += 64)
+            __builtin_prefetch(g->rows[g->asked] + i);
+}
+
+/* Joins the segment to the stretch; start: that is still empty. */
 static void run_segment(i8_group *g, int segment, bool start)
 {
-    int first = segment * KEYS, last = last_position(g);
-    int most = last - first + 1 < KEYS ? last - first + 1 : KEYS;
-    prepare_keys(g, first, most);
+    int first = segment * KEYS, left = last_position(g) - first + 1;
+    int most = left < KEYS ? left : KEYS;
+    start_rows(g, first, start);
+    prepare_and_score(g, most);
     for (int i = 0; i < g->n_blocks; i++) {
         i8_block *b = &g->blocks[i];
-        if (b->lanes == VL)
-            scores(1, g, b, most);
-        else
-            scores(2, g, b, most);
+        if (i > 0 && b->lanes == VL)
+            scores(1, false, g, b, 0, most, NULL);
+        else if (i > 0)
+            scores(2, false, g, b, 0, most, NULL);
         find_seen(b, first, most);
         for (int r = 0; r < b->lanes; r += VL)
             weights(g, b, r, most);
-        uint32_t takes = plan_merge(b, first, start);
+        i8_join join;
+        if (start) {
+            memcpy(b->n_stretch, b->n, sizeof b->n);
+            memcpy(b->l_stretch, b->l, sizeof b->l);
+        } else {
+            join_sums(b, first, b->n_stretch, b->l_stretch, b->n, b->l, &join);
+        }
         if (b->lanes == VL)
-            values(1, g, b, most, start, takes);
+            values(1, g, b, most, start ? NULL : &join);
         else
-            values(2, g, b, most, start, takes);
+            values(2, g, b, most, start ? NULL : &join);
+    }
+}
+
+/* Leaves n segments, which belong to one stretch, in every block's stretch. */
+static void run_stretch(i8_group *g, int segment, int n)
+{
+    for (int i = 0; i < n && last_position(g) >= (segment + i) * KEYS; i++)
+        run_segment(g, segment + i, i == 0);
+}
+
+/* Joins the stretch, whose first key is `first`, to those before it; start: there are none. */
+static void add_stretch(const i8_group *g, i8_block *b, int first)
+{
+    if (first == 0) {
+        float *o = b->total;
+        b->total = b->stretch;
+        b->stretch = o;
+        memcpy(b->n_total, b->n_stretch, sizeof b->n_total);
+        memcpy(b->l_total, b->l_stretch, sizeof b->l_total);
+        return;
+    }
+    i8_join join;
+    join_sums(b, first, b->n_total, b->l_total, b->n_stretch, b->l_stretch, &join);
+    for (int r = 0; r < b->lanes; r += VL) {
+        vf x = vf_load(join.a + r), y = vf_load(join.b + r);
+        for (int d = 0; d < g->v_pad; d++) {
+            float *at = b->total + d * b->lanes + r;
+            vf t = vf_load(at), o = vf_load(b->stretch + d * b->lanes + r);
+            vf_store(at, vf_where(join.takes >> r, vf_fma(o, y, vf_mul(t, x)), t));
+        }
     }
 }
 
@@ -676,15 +843,17 @@ static void take_rows(i8_group *g, const float *q, int *query, int *head, int q1
         }
 }
 
-/* The totals of a block's 16 rows from `lane` on, times `by`, to rows. */
-static void totals_to_rows(const i8_group *g, const i8_block *b, int lane, vf by,
-                           float *const *rows)
+/* Sums of a block's 16 rows from `lane` on, times `by`, to rows. */
+static void sums_to_rows(const i8_group *g, const i8_block *b, const float *sums, int lane, vf by,
+                         float *const *rows)
 {
     for (int d = 0; d < g->lora; d += VL) {
         vf t[VL];
         int n = g->lora - d < VL ? g->lora - d : VL;
-        for (int i = 0; i < VL; i++)
-            t[i] = vf_mul(vf_load(b->total + (size_t)(d + i) * (size_t)b->lanes + lane), by);
+        for (int i = 0; i < VL; i++) { /* dim d + i is in strip d / 64 * 4 + i / 4 */
+            int unit = d / 64 * 64 + i / 4 * STRIP + d % 64 / 16 * 4 + i % 4;
+            t[i] = vf_mul(vf_load(sums + unit * b->lanes + lane), by);
+        }
         vf_transpose(t);
         for (int i = 0; i < VL && b->first + lane + i < g->n_rows; i++)
             vf_store_n(rows[b->first + lane + i] + d, t[i], n);
@@ -700,9 +869,11 @@ void st_avx512vnni_attention_i8(float *out, const float *q, const st_attn_shape 
     for (int query = q0, head = h0; query < q1 && h0 < h1;) {
         int from_query = query, from_head = head;
         take_rows(&g, q, &query, &head, q1, h0, h1);
-        int segments = last_position(&g) / KEYS + 1;
-        for (int i = 0; i < segments; i++)
-            run_segment(&g, i, i == 0);
+        for (int i = 0; i * KEYS <= last_position(&g); i += ST_ATTN_STRETCH) {
+            run_stretch(&g, i, ST_ATTN_STRETCH);
+            for (int j = 0; j < g.n_blocks; j++)
+                add_stretch(&g, &g.blocks[j], i * KEYS);
+        }
         float *rows[I8_ROWS];
         for (int r = 0, i = from_query, h = from_head; r < g.n_rows; r++) {
             rows[r] = out + row_of(&g, i, h) * (size_t)shape->v_dim;
@@ -713,42 +884,34 @@ void st_avx512vnni_attention_i8(float *out, const float *q, const st_attn_shape 
         }
         for (int i = 0; i < g.n_blocks; i++)
             for (int r = 0; r < g.blocks[i].lanes; r += VL)
-                totals_to_rows(&g, &g.blocks[i], r,
-                               vf_div(vf_set1(1), vf_load(g.blocks[i].l_total + r)), rows);
+                sums_to_rows(&g, &g.blocks[i], g.blocks[i].total, r,
+                             vf_div(vf_set1(1), vf_load(g.blocks[i].l_total + r)), rows);
     }
 }
 
-/* A segment's results, unnormalised. */
-static void store_parts(const i8_group *g, float *part)
-{
-    float *rows[I8_ROWS];
-    size_t stride = (size_t)g->lora + ST_ATTN_PART_EXTRA;
-    for (int r = 0; r < g->n_rows; r++)
-        rows[r] = part + (size_t)r * stride;
-    for (int i = 0; i < g->n_blocks; i++) {
-        const i8_block *b = &g->blocks[i];
-        for (int r = 0; r < b->lanes; r += VL)
-            totals_to_rows(g, b, r, vf_set1(1), rows);
-        for (int r = 0; r < b->lanes && b->first + r < g->n_rows; r++) {
-            rows[b->first + r][g->lora] = b->n_total[r];
-            rows[b->first + r][g->lora + 1] = b->l_total[r];
-        }
-    }
-}
-
-void st_avx512vnni_attention_i8_part(float *part, size_t stride, const float *q,
-                                     const st_attn_shape *shape, const st_kv_layer *kv,
-                                     const st_attn_seq *seq, int q0, int q1, int h0, int h1,
-                                     int segment, int n_segments, void *scratch)
+void st_avx512vnni_attention_i8_part(float *part, const float *q, const st_attn_shape *shape,
+                                     const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1,
+                                     int h0, int h1, int segment, int n_segments, void *scratch)
 {
     i8_group g;
+    size_t part_row = (size_t)shape->v_dim + ST_ATTN_PART_EXTRA;
     group_init(&g, shape, kv, seq, scratch);
     for (int query = q0, head = h0; query < q1 && h0 < h1;) {
         take_rows(&g, q, &query, &head, q1, h0, h1);
-        for (int i = 0; i < n_segments && last_position(&g) >= (segment + i) * KEYS; i++) {
-            run_segment(&g, segment + i, true);
-            store_parts(&g, part + (size_t)i * stride);
+        float *rows[I8_ROWS];
+        for (int r = 0; r < g.n_rows; r++, part += part_row)
+            rows[r] = part;
+        if (last_position(&g) < segment * KEYS)
+            continue; /* no key of these rows: their parts are not read */
+        run_stretch(&g, segment, n_segments);
+        for (int i = 0; i < g.n_blocks; i++) {
+            const i8_block *b = &g.blocks[i];
+            for (int r = 0; r < b->lanes; r += VL)
+                sums_to_rows(&g, b, b->stretch, r, vf_set1(1), rows);
+            for (int r = 0; r < b->lanes && b->first + r < g.n_rows; r++) {
+                rows[b->first + r][g.lora] = b->n_stretch[r];
+                rows[b->first + r][g.lora + 1] = b->l_stretch[r];
+            }
         }
-        part += (size_t)g.n_rows * ((size_t)shape->v_dim + ST_ATTN_PART_EXTRA);
     }
 }
