@@ -154,13 +154,12 @@ static void take_quantized(const st_act *a, int i, const unsigned char *row, st_
     memcpy(q, row, (size_t)a->k);
     memset(q + a->k, 0, a->ldq - (size_t)a->k);
     memcpy(&a->scale[i], row + st_kv_i8_scales_at(shape), sizeof(float));
-    for (int k0 = 0; k0 < a->k; k0 += ST_ACT_SUM, sum++) {
-        *sum = 0;
+    *sum++ = 0;
+    for (int k0 = 0; k0 < a->k; k0 += ST_ACT_SUM) {
         for (int j = 0; j < ST_ACT_SUM; j++)
-            *sum += q[k0 + j];
-        all += *sum;
+            all += q[k0 + j];
+        *sum++ = all;
     }
-    *sum = all;
 }
 
 /* A tile of latents, quantized; scratch is a worker's. */
