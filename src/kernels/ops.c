@@ -51,11 +51,12 @@ st_status st_ops_new(const st_kernels *k, st_pool *pool, const st_attn_shape *ma
     ops->k = k;
     ops->pool = pool;
     size_t threads = (size_t)st_pool_threads(pool), total;
+    ops->shares = aligned_alloc(64, threads * sizeof *ops->shares);
     ops->expert_floats = 2 * EXPERT_MOST_ROWS * (size_t)k->pack_cols;
     ops->expert_scratch = aligned_alloc(64, threads * ops->expert_floats * sizeof(float));
-    if (!ops->expert_scratch) {
+    if (!ops->expert_scratch || !ops->shares) {
         st_ops_free(ops);
-        return st_fail(err, ST_ENOMEM, "no memory for the experts of %zu threads", threads);
+        return st_fail(err, ST_ENOMEM, "no memory for the tasks of %zu threads", threads);
     }
     if (max_attn) {
         ops->scratch_bytes = (k->attn_scratch(max_attn) + 4095) & ~(size_t)4095;
@@ -83,6 +84,7 @@ void st_ops_free(st_ops *ops)
     if (!ops)
         return;
     free(ops->expert_scratch);
+    free(ops->shares);
     free(ops->expand_scratch);
     free(ops->parts);
     free(ops->scratch);
@@ -114,6 +116,52 @@ void st_op_run(st_ops *ops, st_op_kind kind, size_t n_tasks, st_task_fn *fn, voi
     uint64_t start = st_now_ns();
     st_pool_run(ops->pool, n_tasks, fn, arg);
     ops->ns[kind] += st_now_ns() - start;
+}
+
+/* ---- loops whose tasks lie side by side in memory ---- */
+
+typedef struct share_run {
+    st_ops *ops;
+    st_task_fn *fn;
+    void *arg;
+} share_run;
+
+static bool take(st_ops_share *s, bool own, uint32_t *task)
+{
+    uint64_t left = atomic_load_explicit(&s->left, memory_order_relaxed), rest;
+    do {
+        uint32_t first = (uint32_t)left, end = (uint32_t)(left >> 32);
+        if (first >= end)
+            return false;
+        *task = own ? first++ : --end;
+        rest = (uint64_t)end << 32 | first;
+    } while (!atomic_compare_exchange_weak_explicit(&s->left, &left, rest, memory_order_relaxed,
+                                                    memory_order_relaxed));
+    return true;
+}
+
+static void share_task(void *arg, size_t mine, int worker)
+{
+    const share_run *r = arg;
+    size_t n = (size_t)st_pool_threads(r->ops->pool);
+    uint32_t task;
+    for (size_t i = 0; i < n; i++)
+        while (take(&r->ops->shares[(mine + i) % n], i == 0, &task))
+            r->fn(r->arg, task, worker);
+}
+
+void st_ops_run_shares(st_ops *ops, size_t n_tasks, st_task_fn *fn, void *arg)
+{
+    uint64_t n = (uint64_t)st_pool_threads(ops->pool), tasks = n_tasks;
+    share_run run = {ops, fn, arg};
+    if (n == 1 || tasks <= 1 || tasks > UINT32_MAX) {
+        st_pool_run(ops->pool, n_tasks, fn, arg);
+        return;
+    }
+    for (uint64_t i = 0; i < n; i++)
+        atomic_store_explicit(&ops->shares[i].left, tasks * (i + 1) / n << 32 | tasks * i / n,
+                              memory_order_relaxed);
+    st_pool_run(ops->pool, n, share_task, &run);
 }
 
 /* ---- matrix products ---- */
@@ -184,7 +232,10 @@ static void matmul_slice(st_ops *ops, const st_matmul_job *jobs, int n)
     }
     ops->first_task[n] = tasks;
     matmul_run run = {ops, jobs, n, share};
-    st_ops_run(ops, cost <= MATMUL_TINY_COST, tasks, matmul_task, &run);
+    if (cost <= MATMUL_TINY_COST)
+        st_pool_run(NULL, tasks, matmul_task, &run);
+    else
+        st_ops_run_shares(ops, tasks, matmul_task, &run);
 }
 
 void st_op_matmul(st_ops *ops, const st_matmul_job *jobs, int n_jobs)

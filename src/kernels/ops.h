@@ -74,7 +74,7 @@ typedef enum st_op_kind {
     ST_OP_ELEMENTWISE,
     ST_OP_ROUTER,
     ST_OP_EXPERTS, /* gated MLPs, dense ones too: products, activation, quantization */
-    ST_OP_HEAD,    /* choosing which logits are worth computing */
+    ST_OP_HEAD,    /* the best logits by their screen */
     ST_OP_KIND_COUNT
 } st_op_kind;
 /* Runs a loop of the caller's own making on the pool and books its time under kind. */

@@ -2,6 +2,8 @@
 #ifndef ST_KERNELS_OPS_INTERNAL_H
 #define ST_KERNELS_OPS_INTERNAL_H
 
+#include <stdatomic.h>
+
 #include "base/clock.h"
 #include "kernels/ops.h"
 
@@ -13,11 +15,18 @@ enum {
     EXPERT_MOST_ROWS = 288  /* of an expert's gate|up or down task */
 };
 
+/* Tasks [first, end) that a thread has not taken yet: its own from the front, others' from the
+ * back. A cache line of its own. */
+typedef struct st_ops_share {
+    _Alignas(64) _Atomic uint64_t left; /* low half: first; high half: end */
+} st_ops_share;
+
 struct st_ops {
     const st_kernels *k;
     st_pool *pool;
     uint64_t ns[ST_OP_KIND_COUNT];
     size_t first_task[OPS_SLICE + 1]; /* of each job or sequence in the running slice */
+    st_ops_share *shares;             /* [threads] */
     unsigned char *scratch;           /* one piece per worker */
     size_t scratch_bytes;             /* of a piece */
     float *parts;                     /* split attention's intermediate results */
@@ -45,6 +54,11 @@ static inline int st_ops_owner(const size_t *first_task, int n, size_t task)
     }
     return lo;
 }
+
+/* Runs tasks [0, n_tasks), each thread a share of neighbours in order, and at the end of others'
+ * shares what they have not come to. For tasks that read weights: what is next in memory is next in
+ * time. */
+void st_ops_run_shares(st_ops *ops, size_t n_tasks, st_task_fn *fn, void *arg);
 
 /* Runs a loop, without waking the pool when all of it is less work than a wake-up. */
 static inline void st_ops_run(st_ops *ops, bool tiny, size_t n_tasks, st_task_fn *fn, void *arg)

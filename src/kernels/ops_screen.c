@@ -7,10 +7,15 @@
 #include <stdlib.h>
 
 #include "kernels/float_bits.h"
+#include "kernels/ops_internal.h"
 
 enum {
     UNIT_COLUMNS = 32, /* at least */
-    UNITS_PER_TASK = 64,
+    UNITS_PER_TASK = 8,
+    MOST_UNIT = 64,     /* columns of a unit at most, since pack_cols is no more */
+    JUDGE_LANES = 16,   /* side by side, so that the compiler makes vectors */
+    EXACT_PER_TASK = 4, /* units that one task computes exactly */
+    EXACT_FETCH = 4096, /* bytes of the next unit asked for before this one is computed */
     /* Above one unit in so many the exact product, read in order, is no slower. */
     WORTH_IT = 4
 };
@@ -21,9 +26,9 @@ static const double margin = 1 + 1e-6;
 struct st_screen {
     const st_packed *exact, *approx, *bound;
     int32_t unit, n_units;
-    float *range; /* [ST_SCREEN_ROWS][n] bounds */
-    float *low;   /* [ST_SCREEN_ROWS][n_units] the largest lower end in a unit */
-    float *high;  /* the largest upper end; infinite when something is not a number */
+    float *low;    /* [ST_SCREEN_ROWS][n_units] the largest lower end in a unit */
+    float *high;   /* the largest upper end; infinite when something is not a number */
+    int32_t *open; /* [ST_SCREEN_ROWS][n_units] a row's units that are to be computed exactly */
 };
 
 static float element(const st_weight_rows *r, size_t i)
@@ -76,10 +81,14 @@ static int32_t unit_of(const st_kernels *k)
     return (UNIT_COLUMNS + k->pack_cols - 1) / k->pack_cols * k->pack_cols;
 }
 
+static size_t room_of(int32_t n_units)
+{
+    return ST_SCREEN_ROWS * (size_t)n_units * (2 * sizeof(float) + sizeof(int32_t));
+}
+
 size_t st_screen_bytes(int32_t n)
 {
-    size_t units = (size_t)n / UNIT_COLUMNS + 1;
-    return sizeof(st_screen) + ST_SCREEN_ROWS * ((size_t)n + 2 * units) * sizeof(float);
+    return sizeof(st_screen) + room_of(n / UNIT_COLUMNS + 1);
 }
 
 st_status st_screen_new(const st_packed *exact, const st_packed *approx, const st_packed *bound,
@@ -94,14 +103,13 @@ st_status st_screen_new(const st_packed *exact, const st_packed *approx, const s
     s->bound = bound;
     s->unit = unit_of(k);
     s->n_units = (exact->n + s->unit - 1) / s->unit;
-    size_t units = ST_SCREEN_ROWS * (size_t)s->n_units * sizeof(float);
-    s->range = malloc(ST_SCREEN_ROWS * (size_t)exact->n * sizeof(float));
-    s->low = malloc(units);
-    s->high = malloc(units);
-    if (!s->range || !s->low || !s->high) {
+    s->low = malloc(room_of(s->n_units));
+    if (!s->low) {
         st_screen_free(s);
         return st_fail(err, ST_ENOMEM, "no memory for the screen of %d outputs", exact->n);
     }
+    s->high = s->low + ST_SCREEN_ROWS * (size_t)s->n_units;
+    s->open = (int32_t *)(s->high + ST_SCREEN_ROWS * (size_t)s->n_units);
     *out = s;
     return ST_OK;
 }
@@ -110,9 +118,7 @@ void st_screen_free(st_screen *s)
 {
     if (!s)
         return;
-    free(s->range);
     free(s->low);
-    free(s->high);
     free(s);
 }
 
@@ -121,64 +127,162 @@ void st_screen_free(st_screen *s)
 typedef struct screen_run {
     st_ops *ops;
     st_screen *s;
-    const st_act *a;
+    const st_act *a, *sizes; /* the rows; what their bounds are made of */
+    const int32_t *best;     /* wanted of each row */
     float *y;
     size_t ldy;
-    float least[ST_SCREEN_ROWS]; /* what an output must be able to reach */
+    int32_t n_open[ST_SCREEN_ROWS];        /* units in `open`; -1: too many, or not finite */
+    size_t first_task[ST_SCREEN_ROWS + 1]; /* of each row's */
 } screen_run;
 
-/* Units [*first, returned) of a task; tasks count units row by row. */
-static int32_t units_of(const st_screen *s, size_t task, int32_t *row, int32_t *first)
+/* Columns [*j, returned) of a unit. */
+static int32_t unit_columns(const st_screen *s, int32_t unit, int32_t *j)
 {
-    size_t tasks = ((size_t)s->n_units + UNITS_PER_TASK - 1) / UNITS_PER_TASK;
-    *row = (int32_t)(task / tasks);
-    *first = (int32_t)(task % tasks) * UNITS_PER_TASK;
-    return s->n_units - *first < UNITS_PER_TASK ? s->n_units : *first + UNITS_PER_TASK;
+    *j = unit * s->unit;
+    return s->exact->n - *j < s->unit ? s->exact->n : *j + s->unit;
 }
 
-static void run(screen_run *r, st_task_fn *fn)
+/* What a row's n approximate outputs y +- b can be at most and at least; y itself is done with. */
+static void judge_row(float *y, const float *b, int32_t n, float *low, float *high)
 {
-    size_t tasks = ((size_t)r->s->n_units + UNITS_PER_TASK - 1) / UNITS_PER_TASK;
-    st_op_run(r->ops, ST_OP_HEAD, tasks * (size_t)r->a->m, fn, r);
+    float l[JUDGE_LANES], h[JUDGE_LANES], bad[JUDGE_LANES] = {0};
+    for (int i = 0; i < JUDGE_LANES; i++)
+        l[i] = h[i] = -INFINITY;
+    for (int32_t j = 0; j < n; j += JUDGE_LANES) {
+        int lanes = n - j < JUDGE_LANES ? n - j : JUDGE_LANES;
+        for (int i = 0; i < lanes; i++) {
+            float down = y[j + i] - b[j + i], up = y[j + i] + b[j + i];
+            l[i] = down > l[i] ? down : l[i];
+            h[i] = up > h[i] ? up : h[i];
+            bad[i] += up * 0; /* NaN from here on unless up is finite */
+            y[j + i] = -FLT_MAX;
+        }
+    }
+    for (int i = 1; i < JUDGE_LANES; i++) {
+        l[0] = l[i] > l[0] ? l[i] : l[0];
+        h[0] = h[i] > h[0] ? h[i] : h[0];
+        bad[0] += bad[i];
+    }
+    *low = l[0];
+    *high = bad[0] == 0 ? h[0] : INFINITY;
+}
+
+static void judge(const screen_run *r, int32_t unit)
+{
+    const st_screen *s = r->s;
+    const st_kernels *k = r->ops->k;
+    float range[ST_SCREEN_ROWS * MOST_UNIT];
+    int32_t first, end = unit_columns(s, unit, &first), n = end - first;
+    st_packed bound = *s->bound;
+    size_t block = (size_t)(first / k->pack_cols);
+    bound.data = (const char *)bound.data + block * k->pack_block_bytes(s->bound);
+    bound.n -= first;
+    k->matmul(range, MOST_UNIT, r->sizes, &bound, 0, n);
+    for (int32_t row = 0; row < r->a->m; row++) {
+        size_t at = (size_t)row * (size_t)s->n_units + (size_t)unit;
+        judge_row(r->y + (size_t)row * r->ldy + first, range + row * MOST_UNIT, n, &s->low[at],
+                  &s->high[at]);
+    }
 }
 
 static void judge_task(void *arg, size_t task, int worker)
 {
     const screen_run *r = arg;
     const st_screen *s = r->s;
-    int32_t row, unit, end = units_of(s, task, &row, &unit);
-    const float *y = r->y + (size_t)row * r->ldy, *b = s->range + (size_t)row * (size_t)s->exact->n;
-    for (; unit < end; unit++) {
-        int32_t j = unit * s->unit, n = s->exact->n - j < s->unit ? s->exact->n : j + s->unit;
-        float low = -INFINITY, high = -INFINITY, bad = 0;
-        for (; j < n; j++) {
-            float l = y[j] - b[j], h = y[j] + b[j];
-            low = l > low ? l : low;
-            high = h > high ? h : high;
-            bad += h * 0; /* NaN from here on unless h is finite */
-        }
-        size_t at = (size_t)row * (size_t)s->n_units + (size_t)unit;
-        s->low[at] = low;
-        s->high[at] = bad == 0 ? high : INFINITY;
+    int32_t unit = (int32_t)task * UNITS_PER_TASK, first, end;
+    int32_t last = s->n_units - unit < UNITS_PER_TASK ? s->n_units - 1 : unit + UNITS_PER_TASK - 1;
+    end = unit_columns(s, last, &first);
+    r->ops->k->matmul(r->y, r->ldy, r->a, s->approx, unit * s->unit, end);
+    for (; unit <= last; unit++)
+        judge(r, unit);
+}
+
+static void compute_exactly(const screen_run *r, int32_t row, int32_t unit)
+{
+    st_act a = *r->a;
+    int32_t first, end = unit_columns(r->s, unit, &first);
+    a.x += (size_t)row * a.ld;
+    a.m = 1;
+    r->ops->k->matmul(r->y + (size_t)row * r->ldy, r->ldy, &a, r->s->exact, first, end);
+}
+
+/* Puts v into the n largest so far, top[0 .. n), of at most `most`; returns their number. */
+static int32_t keep_largest(float *top, int32_t *which, int32_t n, int32_t most, float v, int32_t i)
+{
+    if (n == most && !(v > top[n - 1]))
+        return n;
+    int32_t j = n < most ? n++ : n - 1;
+    for (; j > 0 && top[j - 1] < v; j--) {
+        top[j] = top[j - 1];
+        which[j] = which[j - 1];
     }
+    top[j] = v;
+    which[j] = i;
+    return n;
+}
+
+/* A value that at least `best` outputs of the row reach: the best-th largest of those in the units
+ * with the largest lower ends, which are computed for it. */
+static float reached(const screen_run *r, int32_t row, int32_t best)
+{
+    const st_screen *s = r->s;
+    float top[ST_SCREEN_BEST], *high = s->high + (size_t)row * (size_t)s->n_units;
+    const float *low = s->low + (size_t)row * (size_t)s->n_units;
+    int32_t units[ST_SCREEN_BEST], which[ST_SCREEN_BEST], n = 0, found = 0;
+    for (int32_t i = 0; i < s->n_units; i++)
+        n = keep_largest(top, units, n, best, low[i], i);
+    if (n < best)
+        return -INFINITY;
+    for (int32_t i = 0; i < n; i++) {
+        int32_t j, end = unit_columns(s, units[i], &j);
+        const float *y = r->y + (size_t)row * r->ldy;
+        compute_exactly(r, row, units[i]);
+        high[units[i]] = -INFINITY; /* nothing open here any more */
+        for (; j < end; j++)
+            found = keep_largest(top, which, found, best, y[j], j);
+    }
+    return top[best - 1];
+}
+
+/* Which of a row's units are open still. */
+static void choose_task(void *arg, size_t task, int worker)
+{
+    screen_run *r = arg;
+    const st_screen *s = r->s;
+    size_t at = task * (size_t)s->n_units;
+    const float *high = s->high + at;
+    int32_t n = 0, *open = s->open + at;
+    float most = -INFINITY;
+    r->n_open[task] = -1;
+    for (int32_t i = 0; i < s->n_units; i++)
+        most = high[i] > most ? high[i] : most;
+    if (most == INFINITY)
+        return;
+    float least = reached(r, (int32_t)task, r->best[task]);
+    for (int32_t i = 0; i < s->n_units; i++) {
+        open[n] = i;
+        n += high[i] >= least;
+    }
+    r->n_open[task] = n <= s->n_units / WORTH_IT ? n : -1;
 }
 
 static void exact_task(void *arg, size_t task, int worker)
 {
     const screen_run *r = arg;
     const st_screen *s = r->s;
-    int32_t row, unit, end = units_of(s, task, &row, &unit);
-    float *y = r->y + (size_t)row * r->ldy;
-    st_act a = *r->a;
-    a.x += (size_t)row * a.ld;
-    a.m = 1;
-    for (; unit < end; unit++) {
-        int32_t j = unit * s->unit, n = s->exact->n - j < s->unit ? s->exact->n : j + s->unit;
-        if (s->high[(size_t)row * (size_t)s->n_units + (size_t)unit] >= r->least[row])
-            st_ops_kernels(r->ops)->matmul(y, r->ldy, &a, s->exact, j, n);
-        else
-            for (; j < n; j++)
-                y[j] = -FLT_MAX;
+    const size_t unit_bytes =
+        r->ops->k->pack_block_bytes(s->exact) * (size_t)(s->unit / r->ops->k->pack_cols);
+    int32_t row = st_ops_owner(r->first_task, r->a->m, task);
+    int32_t i = (int32_t)(task - r->first_task[row]) * EXACT_PER_TASK;
+    int32_t end = r->n_open[row] - i < EXACT_PER_TASK ? r->n_open[row] : i + EXACT_PER_TASK;
+    const int32_t *open = s->open + (size_t)row * (size_t)s->n_units;
+    for (; i < end; i++) {
+        const char *next = (const char *)s->exact->data;
+        size_t bytes = i + 1 < end ? EXACT_FETCH : 0;
+        next += i + 1 < end ? (size_t)open[i + 1] * unit_bytes : 0;
+        for (size_t b = 0; b < bytes && b < unit_bytes; b += 64)
+            __builtin_prefetch(next + b, 0, 2);
+        compute_exactly(r, row, open[i]);
     }
 }
 
@@ -200,62 +304,32 @@ static void sizes_of(const st_act *a, int32_t row, float out[2])
     out[1] = nextafterf((float)(sqrt(off) * margin + gamma * size), INFINITY);
 }
 
-/* A value that at least `best` outputs of the row reach for certain: the best-th largest of the
- * units' lower ends. */
-static float reached(const st_screen *s, int32_t row, int32_t best)
-{
-    float top[ST_SCREEN_BEST];
-    const float *low = s->low + (size_t)row * (size_t)s->n_units;
-    int32_t n = 0;
-    for (int32_t i = 0; i < s->n_units; i++) {
-        if (n == best && !(low[i] > top[n - 1]))
-            continue;
-        int32_t j = n < best ? n++ : n - 1;
-        for (; j > 0 && top[j - 1] < low[i]; j--)
-            top[j] = top[j - 1];
-        top[j] = low[i];
-    }
-    return n == best ? top[best - 1] : -INFINITY;
-}
-
-static bool worth_it(const st_screen *s, int32_t row, float least)
-{
-    const float *high = s->high + (size_t)row * (size_t)s->n_units;
-    int32_t n = 0;
-    for (int32_t i = 0; i < s->n_units; i++) {
-        if (high[i] == INFINITY)
-            return false;
-        n += high[i] >= least;
-    }
-    return n <= s->n_units / WORTH_IT;
-}
-
 /* At most ST_SCREEN_ROWS rows. */
 static bool screen_rows(st_ops *ops, st_screen *s, const st_act *a, const int32_t *best, float *y,
                         size_t ldy)
 {
     float sizes[2 * ST_SCREEN_ROWS];
-    screen_run r = {.ops = ops, .s = s, .a = a, .y = y, .ldy = ldy};
+    const st_act bounds = {.x = sizes, .ld = 2, .m = a->m, .k = 2};
+    screen_run r = {.ops = ops, .s = s, .a = a, .sizes = &bounds, .best = best, .y = y, .ldy = ldy};
     for (int32_t i = 0; i < a->m; i++)
         sizes_of(a, i, sizes + 2 * i);
-    st_matmul_job jobs[2] = {{.w = s->approx, .a = *a, .y = y, .ldy = ldy},
-                             {.w = s->bound,
-                              .a = {.x = sizes, .ld = 2, .m = a->m, .k = 2},
-                              .y = s->range,
-                              .ldy = (size_t)s->exact->n}};
-    st_op_matmul(ops, jobs, 2);
-    run(&r, judge_task);
+    st_ops_run_shares(ops, ((size_t)s->n_units + UNITS_PER_TASK - 1) / UNITS_PER_TASK, judge_task,
+                      &r);
+    st_pool_run(ops->pool, (size_t)a->m, choose_task, &r);
+    size_t tasks = 0;
     for (int32_t i = 0; i < a->m; i++) {
-        r.least[i] = reached(s, i, best[i]);
-        if (!worth_it(s, i, r.least[i]))
+        if (r.n_open[i] < 0)
             return false;
+        r.first_task[i] = tasks;
+        tasks += ((size_t)r.n_open[i] + EXACT_PER_TASK - 1) / EXACT_PER_TASK;
     }
-    run(&r, exact_task);
+    r.first_task[a->m] = tasks;
+    st_pool_run(ops->pool, tasks, exact_task, &r);
     return true;
 }
 
-bool st_op_screened(st_ops *ops, st_screen *s, const st_act *a, const int32_t *best, float *y,
-                    size_t ldy)
+static bool screen_all(st_ops *ops, st_screen *s, const st_act *a, const int32_t *best, float *y,
+                       size_t ldy)
 {
     for (int32_t i = 0; i < a->m; i += ST_SCREEN_ROWS) {
         st_act some = *a;
@@ -268,4 +342,13 @@ bool st_op_screened(st_ops *ops, st_screen *s, const st_act *a, const int32_t *b
             return false;
     }
     return true;
+}
+
+bool st_op_screened(st_ops *ops, st_screen *s, const st_act *a, const int32_t *best, float *y,
+                    size_t ldy)
+{
+    uint64_t start = st_now_ns();
+    bool done = screen_all(ops, s, a, best, y, ldy);
+    ops->ns[ST_OP_HEAD] += st_now_ns() - start;
+    return done;
 }

@@ -7,9 +7,11 @@
  *
  *   |w.x - v.x8| <= |w - v| |x| + |v| |d|      and sums in float32 add at most gamma |w| |x|
  *
- * so that v.x8 +- that bound encloses every output. Rows that cannot reach the best ones' lower
- * ends are left out; the others are computed from w by the kernel that would have computed all, so
- * what is there has the same bits. The bound is itself a product, of [n, 2] with (|x|, |d| + ...).
+ * so that v.x8 +- that bound encloses every output. The rows with the largest lower ends are
+ * computed from w; what the best of these reach is the mark: rows whose upper end is below it are
+ * left out, the others are computed too, all by the kernel that would have computed everything, so
+ * what is there has the same bits. (Against the lower ends themselves ten times as many are left.)
+ * The bound is itself a product, of [n, 2] with (|x|, |d| + ...).
  */
 #ifndef ST_KERNELS_OPS_SCREEN_H
 #define ST_KERNELS_OPS_SCREEN_H

@@ -3,18 +3,15 @@
  * Up to a tile's rows of x: each block is read once, strictly in order, all of k at a time.
  * More rows: parts of k whose x stays in L2 while blocks pass by, each block's part taken by one
  * strip of rows after the other. Whatever comes next from memory is prefetched into L2, spread over
- * the strips that compute meanwhile. */
+ * the strips that compute meanwhile, beyond the last column too: the thread that asked for these
+ * columns most likely goes on with the next. */
 #include "kernels/packed_run.h"
 
 enum {
     PART_BYTES = 2048,       /* of a row of x: a strip of 12 and some weights fit in L1 */
     PANEL_BYTES = 384 << 10, /* rows of x that stay in L2 */
-    /* How far a single strip prefetches. One or two rows keep up with memory and lose by looking
-     * far: a core reads 97% of what it can with 2 KB, 70% with 8. More rows lose by looking near.
-     */
-    AHEAD_FEW = 2048,
-    AHEAD = 8192,
-    FEW_ROWS = 2
+    /* How far a single strip prefetches: what a core needs on the way to read at full speed. */
+    AHEAD = 8192
 };
 
 typedef struct run {
@@ -24,7 +21,7 @@ typedef struct run {
     float *y;
     size_t ldy, x_bytes, step_bits; /* of an x; of a block per input */
     st_pack_layout layout;
-    int n0, n1, part;
+    int n0, n1, part, unaided;
     bool int8; /* x's int8 form is read */
     bool cold; /* nobody has prefetched what comes now */
 } run;
@@ -35,6 +32,24 @@ static size_t bytes_before(const run *r, int k)
     if (!r->layout.group_bytes)
         return (size_t)k * r->step_bits / 8;
     return k < r->w->k ? (size_t)(k / r->w->group) * r->layout.group_bytes : r->layout.block_bytes;
+}
+
+/* Rows up to which nothing is prefetched: where a line of weights is spent in so few instructions
+ * that those the processor looks ahead at reach memory's latency, its own prefetching does better
+ * than ours, which shares the buffers that loads wait in. */
+static int unaided_rows(const st_packed *w, bool int8)
+{
+    switch (w->type) {
+    case ST_WEIGHT_F32:
+        return 3;
+    case ST_WEIGHT_F16:
+    case ST_WEIGHT_BF16:
+        return 1;
+    case ST_WEIGHT_I8:
+        return int8 ? 3 : 0;
+    default:
+        return 0;
+    }
 }
 
 static const unsigned char *piece(const run *r, int j, int k0)
@@ -48,20 +63,34 @@ static int part_end(const run *r, int k0)
     return r->w->k - k0 < r->part ? r->w->k : k0 + r->part;
 }
 
-/* What follows the part [k0, k1) of the block at column j; an empty range at the end. */
+/* What follows the part [k0, k1) of the block at column j: at the very end the block that the same
+ * thread most likely comes to next, an empty range where the matrix ends. */
 static void next_piece(const run *r, int j, int k0, const unsigned char **from,
                        const unsigned char **to)
 {
     j += r->set->cols;
     if (j >= r->n1) {
-        j = r->n0;
         k0 = part_end(r, k0);
+        if (k0 < r->w->k)
+            j = r->n0;
+        else
+            k0 = 0;
     }
     *from = *to = NULL;
-    if (k0 >= r->w->k)
+    if (j >= r->w->n)
         return;
     *from = piece(r, j, k0);
     *to = piece(r, j, part_end(r, k0));
+}
+
+/* Asks for the lines of y that a tile will write: its stores would wait for one after the other. */
+static void fetch_outputs(const st_tile *t, int rows)
+{
+    for (int i = 0; i < rows; i++) {
+        const float *y = t->y + (size_t)i * t->ldy;
+        for (int j = 0; j < t->cols; j += ST_TILE_LINE / (int)sizeof *y)
+            __builtin_prefetch(y + j, 1, 3);
+    }
 }
 
 static void run_strips(run *r, st_tile *t, int j, int row0, int row1)
@@ -78,10 +107,10 @@ static void run_strips(run *r, st_tile *t, int j, int row0, int row1)
         size_t i = (size_t)i0;
         if (strips == 1 || (r->cold && s == 0)) {
             /* In order, from one block into the next. */
-            const unsigned char *end = piece(r, r->n1 - 1, 0) + r->layout.block_bytes;
+            const unsigned char *end = piece(r, r->w->n - 1, 0) + r->layout.block_bytes;
             size_t bytes = bytes_before(r, t->k1) - bytes_before(r, t->k0);
-            t->fetch = t->w + (rows <= FEW_ROWS ? AHEAD_FEW : AHEAD);
-            t->fetch_end = t->fetch + bytes;
+            t->fetch = t->w + AHEAD;
+            t->fetch_end = t->fetch + (rows <= r->unaided ? 0 : bytes);
             if (t->fetch_end > end)
                 t->fetch_end = end;
         } else {
@@ -94,6 +123,8 @@ static void run_strips(run *r, st_tile *t, int j, int row0, int row1)
                i * t->ldx + (size_t)t->k0 * r->x_bytes;
         t->x_scale = r->a->scale ? r->a->scale + i : NULL;
         t->sum = r->a->sum ? r->a->sum + i * t->lds : NULL;
+        if (rows > r->unaided)
+            fetch_outputs(t, rows);
         r->set->tile[rows](t);
     }
     r->cold = false;
@@ -132,6 +163,7 @@ void st_packed_run(const st_tile_set *set, bool int8, float *y, size_t ldy, cons
     run r = {.set = set, .a = a, .w = w, .y = y, .ldy = ldy, .n0 = n0, .n1 = n1};
     r.layout = layout;
     r.int8 = int8;
+    r.unaided = unaided_rows(w, int8);
     r.x_bytes = int8 ? 1 : sizeof(float);
     r.step_bits = (size_t)set->cols * st_weight_bits(w->type);
     r.part = a->m <= set->rows ? w->k : part_inputs(w, r.x_bytes);
