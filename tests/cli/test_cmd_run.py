@@ -127,12 +127,17 @@ def check_terminal():
     t.type('\x04')
     check('tty: Ctrl-D ends', t.exit_code() == 0)
 
-    t = Terminal('run', '--ignore-eos', '--max-tokens', '1900')
-    t.until('>>> $')
-    t.type('What is hope?\n')
-    t.until(r'hope \(noun\)')
-    os.write(t.fd, b'\x03')
-    check('tty: Ctrl-C stops the answer', t.until(r', stopped(.|\n)*>>> $'), t.seen)
+    for _ in range(10):  # a busy machine may let the answer end before the key is typed
+        t = Terminal('run', '--ignore-eos', '--max-tokens', '1900')
+        t.until('>>> $')
+        t.type('What is hope?\n')
+        t.until(r'hope \(noun\)')
+        os.write(t.fd, b'\x03')
+        stopped = t.until(r', stopped(.|\n)*>>> $')
+        if stopped or ', cut at the longest length' not in t.seen:
+            break
+        t.exit_code()
+    check('tty: Ctrl-C stops the answer', stopped, t.seen)
     t.type('/stats\n')
     check('tty: the chat goes on', t.until('1 turns(.|\n)*>>> $'), t.seen)
     t.type('\x03')

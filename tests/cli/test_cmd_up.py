@@ -17,6 +17,9 @@ import time
 import urllib.error
 import urllib.request
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "gateway"))
+from gateway_harness import free_port
+
 STARLING, MODULE = map(os.path.abspath, sys.argv[1:])
 failures = 0
 
@@ -25,12 +28,6 @@ def check(name, ok, detail=""):
     global failures
     failures += not ok
     print(f'{"ok" if ok else "FAIL"}: {name} {"" if ok else detail}', flush=True)
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def up(*args, **kw):

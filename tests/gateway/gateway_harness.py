@@ -265,7 +265,8 @@ class StandIn(Process):
             raise
 
     def fault(self, **faults):
-        """Sets the faults (see standins/common.mjs); no argument: none."""
+        """Sets the faults (see standins/common.mjs); no argument: none. hold=1 keeps requests from
+        going on until the next call: for states that a test must see however slow it is."""
         return self.order(faults=faults)
 
     def idle(self):

@@ -269,11 +269,12 @@ def test_engine_hangs():
 
 def test_answer_timeout():
     """An answer that is no stream comes when all of it is generated: it has a bound of its own."""
-    more = "retries 0;\nbreaker failures=100;\nfirst_token_timeout 2s;\nanswer_timeout {};"
+    more = "retries 0;\nbreaker failures=100;\nfirst_token_timeout 4s;\nanswer_timeout {};"
     for bound, want in ("300s", 200), ("1s", 504):
-        with gateway(more.format(bound), token_ms=150) as (gw, v):  # 3.6 s for all of it
+        with gateway(more.format(bound), token_ms=200) as (gw, v):  # 4.8 s for all of it
             status, body = gw.json("POST", "/v1/chat/completions", CHAT)
             assert status == want, (bound, status, body)
+            v.order(options={"token_ms": 1})
             gw.chat(CHAT).check_whole()
             wait_for(v.idle, 5, "the leg is closed")
 
@@ -328,7 +329,8 @@ def test_endless_answers():
             (whole % (b"400 Sorry", b"text/plain"), b"x" * 65536, 0, 502)):
         with RawEngine(forever(head, piece, pause)) as e, \
                 Gateway([("all", "both", "vllm", [e.address])],
-                        "retries 0;\nfirst_token_timeout 1s;\nread_timeout 1s;") as gw:
+                        f"retries 0;\nfirst_token_timeout {1 if status == 504 else 60}s;\n"
+                        "read_timeout 1s;") as gw:
             gw.ready()
             s = gw.chat(CHAT, timeout=10)
             s.check_error(status)

@@ -81,7 +81,7 @@ def test_closed_to_others():
 def test_phases():
     """Requests in flight are shown with their phase; each phase has a histogram."""
     with StandIn("vllm", role="prefill", connector="nixl", first_token_ms=1000) as p, \
-            StandIn("vllm", role="decode", connector="nixl", token_ms=50) as d, \
+            StandIn("vllm", role="decode", connector="nixl", token_ms=2000) as d, \
             Gateway([("p", "prefill", "vllm", [p.address]), ("d", "decode", "vllm", [d.address])],
                     "policy skip_prefill=0;") as gw:
         gw.ready()
@@ -89,14 +89,17 @@ def test_phases():
         def phase():
             requests = gw.cluster()["requests"]
             return requests[0]["phase"] if requests else None
+        p.fault(hold=1)
         s = gw.stream(CHAT)
         wait_for(lambda: phase() == "prefill_running", 5, "prefill is seen")
         one = gw.cluster()["requests"][0]
         assert one["prefill"] == p.address and one["decode"] is None and one["model"] == "lexicon", one
         assert one["stream"] is True and one["prompt_tokens"] == len(chat_ids(CHAT["messages"])), one
+        p.fault()
         wait_for(lambda: phase() == "decode_running", 5, "decode is seen")
         one = gw.cluster()["requests"][0]
         assert one["decode"] == d.address and one["age_ms"] >= one["phase_ms"], one
+        d.fault(token_ms=0)
         s.finish()
         s.check_whole(WANT)
         gw.check_idle(p, d)

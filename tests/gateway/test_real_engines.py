@@ -133,9 +133,10 @@ def test_turns_match():
             s = streamed(gw, {"model": "lexicon", "messages": messages, "max_tokens": 16})
             matched = gw.metric("starling_matched_tokens_total") - before
             assert turn == 0 or matched >= 64, f"turn {turn}: {matched} tokens matched"
+            # The first turn's blocks, of either engine, are what the later ones must find.
+            wait_for(lambda: gw.cluster()["index"]["holdings"] >= 10, what="blocks are told of")
             messages += [{"role": "assistant", "content": s.text},
                          {"role": "user", "content": "And what then?"}]
-            time.sleep(0.2)
             settled(gw)
 
 
@@ -207,12 +208,17 @@ def test_client_leaves():
 def test_drain():
     """SIGTERM: an engine finishes what it has; the gateway sends nothing new there."""
     with cluster("sequential", 1, 2) as (gw, _, ds):
-        s = gw.stream({"model": "lexicon", "messages": PROMPTS[0], "max_tokens": 1500,
-                       "ignore_eos": True})
-        s.next()
-        at = gw.cluster()["requests"][0]["decode"]
-        busy = next(d for d in ds if d.address == at)
-        wait_for(lambda: busy.metric("vllm:num_requests_running") == 1, what="it is at that engine")
+        def start():
+            """A long stream and its engine; None when it ended before it was looked for."""
+            s = gw.stream({"model": "lexicon", "messages": PROMPTS[0], "max_tokens": 1500,
+                           "ignore_eos": True})
+            s.next()
+            at = [r["decode"] for r in gw.cluster()["requests"]]
+            busy = next((d for d in ds if d.address in at), None)
+            if busy and busy.metric("vllm:num_requests_running") == 1:
+                return s, busy
+            return s.finish().check_whole()
+        s, busy = wait_for(start, what="a stream that runs")
         busy.process.send_signal(signal.SIGTERM)
         for _ in range(3):
             assert answer(gw.port, ASKS[0]) == alone()[0]

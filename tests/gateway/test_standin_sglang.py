@@ -142,10 +142,13 @@ def test_failed_in_stream():
 
 
 def test_client_leaves():
-    with pair(token_ms=20, first_token_ms=300) as (gw, [p], [d]):
+    with pair(token_ms=20) as (gw, [p], [d]):
         for events in (0, 3):
+            p.fault(hold=1)
             s = gw.stream(ASK)
             wait_for(lambda: p.state()["running"] and d.state()["running"], what="both legs run")
+            if events:
+                p.fault()
             for _ in range(events):
                 s.next()
             s.close()

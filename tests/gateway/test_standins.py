@@ -51,7 +51,7 @@ def test_answers():
 
 
 def test_nixl():
-    with StandIn("vllm", role="prefill", lease_ms=1500) as p, StandIn("vllm", role="decode") as d:
+    with StandIn("vllm", role="prefill") as p, StandIn("vllm", role="decode") as d:
         leg = {"prompt": IDS, **PREFILL, "kv_transfer_params": PREFILL_KV}
         status, text = post(p, leg, headers=ID)
         assert status == 200
@@ -68,7 +68,8 @@ def test_nixl():
         kv = json.dumps(json.loads(text)["kv_transfer_params"])
         assert post(d, '{"prompt":[1],"kv_transfer_params":%s}' % kv, headers=ID)[0] == 500
         assert "changed" in p.state()["violations"][0]
-        p.order(clear_violations=True)
+        p.order(clear_violations=True, options={"lease_ms": 100})
+        assert post(p, leg, headers=ID)[0] == 200
         wait_for(lambda: p.state()["leases_expired"] == 1, what="the lease's end")
         # Deviations of the prefill leg.
         for change in ({"stream": True}, {"max_tokens": 2}, {"min_tokens": 0},

@@ -426,6 +426,9 @@ export class StandIn {
       socket?.end(text);
     };
     let v;
+    // For as long as the fault is set: a test sees a request in this state however slow it is.
+    while (this.fault("hold", leg))
+      if (!(await this.pause(state, 5))) return true;
     if (this.fault("kill_on_request", leg)) process.kill(process.pid, "SIGKILL");
     if (this.fault("hang_head", leg)) {
       await state.gone;
