@@ -5,9 +5,10 @@
 
 Written from the published definitions of the architectures alone, without a look at the engine,
 one plain formula at a time; slow and simple on purpose. Whole sequence at once, no KV cache.
-Inputs of W8A8 and INT4 layers are rounded per token (absmax/127, half to even), except of kv_b_proj,
-which an engine that attends in latent space does not multiply with tokens; FP8 and act-order layers
-get them as they are. With --kv-dtype bf16, what a KV cache would hold is
+Inputs of W8A8 and INT4 layers are rounded per token (absmax/127, half to even); FP8 and act-order
+layers get them as they are. Those of kv_b_proj are rounded for the tokens of a prompt that attend
+expanded (include/starling/model.h says which); the others attend in latent space, where no token is
+multiplied with kv_b_proj. With --kv-dtype bf16, what a KV cache would hold is
 rounded to bfloat16: MLA's normed latent and rotated key, GQA's rotated key and its value.
 """
 import argparse
@@ -19,6 +20,9 @@ import numpy as np
 
 import weights_np
 from safetensors_np import Tensors
+
+
+STEPS_IN_PROMPT = 16  # at least, of tokens that attend expanded
 
 
 def rms_norm(x, weight, eps):
@@ -155,6 +159,7 @@ class Model:
         # between a chosen expert and one left out; the distance to a rounding tie in W8A8 layers,
         # in steps. rows: the positions of the rows that linear() is given.
         self.router_gap = self.tie_distance = self.rows = None
+        self.until = 0  # positions below attend expanded
 
     def weight(self, name):
         if name not in self.cache:
@@ -172,14 +177,18 @@ class Model:
             self.matrices[name] = known
         return self.matrices[name]
 
+    def rounded(self, x, rows):
+        """x rounded to 8 bits per token; rows: its positions."""
+        scale = np.maximum(np.abs(x).max(-1, keepdims=True) / 127, 1e-12)
+        q = np.clip(np.rint(x / scale), -127, 127)
+        distance = np.abs(np.abs(x / scale) % 1 - 0.5).min(-1)
+        self.tie_distance[rows] = np.minimum(self.tie_distance[rows], distance)
+        return q * scale
+
     def linear(self, name, x, float_inputs=False):
         w, rounds = self.layer_weight(name)
         if rounds and not float_inputs:
-            scale = np.maximum(np.abs(x).max(-1, keepdims=True) / 127, 1e-12)
-            q = np.clip(np.rint(x / scale), -127, 127)
-            distance = np.abs(np.abs(x / scale) % 1 - 0.5).min(-1)
-            self.tie_distance[self.rows] = np.minimum(self.tie_distance[self.rows], distance)
-            x = q * scale
+            x = self.rounded(x, self.rows)
         y = x @ w.T
         if name + '.bias' in self.tensors:
             y = y + self.weight(name + '.bias')
@@ -192,6 +201,16 @@ class Model:
         """[T, n * d] -> [n, T, d]"""
         return x.reshape(x.shape[0], n, -1).transpose(1, 0, 2)
 
+    def expanded_until(self, n):
+        """Positions below attend expanded, in a prompt of n tokens."""
+        s = self.s
+        if not s.is_mla or s.nope + s.v >= 2 * s.kv_lora:
+            return 0
+        step = 16
+        while step < 256 and 2 * step <= n / STEPS_IN_PROMPT:
+            step *= 2
+        return (n - 1) // step * step
+
     def mla(self, p, x):
         s = self.s
         if s.q_lora:
@@ -202,14 +221,20 @@ class Model:
         q_nope, q_rope = np.split(self.heads(q, s.n_heads), [s.nope], -1)
         latent, k_rope = np.split(self.linear(p + 'kv_a_proj_with_mqa', x), [s.kv_lora], -1)
         latent = self.stored(self.norm(p + 'kv_a_layernorm', latent))
-        # The engine folds kv_b into the queries: nobody rounds its inputs.
-        kv = self.linear(p + 'kv_b_proj', latent, float_inputs=True)
-        k_nope, v = np.split(self.heads(kv, s.n_heads), [s.nope], -1)
         k_rope = np.broadcast_to(self.stored(self.rope(k_rope)), (s.n_heads, *k_rope.shape))
         q = np.concatenate([q_nope, self.rope(q_rope)], -1)
-        k = np.concatenate([k_nope, k_rope], -1)
         scale = (s.nope + s.rope) ** -0.5 * self.rope.softmax_factor
-        return self.linear(p + 'o_proj', causal_attention(q, k, v, scale))
+
+        def attend(latent):
+            kv = self.linear(p + 'kv_b_proj', latent, float_inputs=True)
+            k_nope, v = np.split(self.heads(kv, s.n_heads), [s.nope], -1)
+            return causal_attention(q, np.concatenate([k_nope, k_rope], -1), v, scale)
+
+        out = attend(latent)
+        if self.until and self.layer_weight(p + 'kv_b_proj')[1]:
+            latent[:self.until] = self.rounded(latent[:self.until], slice(self.until))
+            out[:self.until] = attend(latent)[:self.until]
+        return self.linear(p + 'o_proj', out)
 
     def gqa(self, p, x):
         s = self.s
@@ -281,7 +306,8 @@ class Model:
         return h + feed_forward(p + 'mlp.', self.norm(p + 'post_attention_layernorm', h))
 
     def forward(self, tokens):
-        """Logits [T, vocab] in float64."""
+        """Logits [T, vocab] in float64, of a prompt."""
+        self.until = self.expanded_until(len(tokens))
         self.router_gap = np.full(len(tokens), np.inf)
         self.tie_distance, self.rows = self.router_gap.copy(), slice(None)
         x = self.weight('model.embed_tokens.weight')[np.asarray(tokens)]
