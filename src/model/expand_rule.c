@@ -4,7 +4,7 @@
 enum {
     LEAST_STEP = 16,
     MOST_STEP = 256,
-    STEPS_IN_PROMPT = 16,
+    STEPS_IN_PROMPT = 32,
     SHARED_ROWS = 8192 /* latents: 5 MB of 512 values each */
 };
 

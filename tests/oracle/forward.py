@@ -22,7 +22,7 @@ import weights_np
 from safetensors_np import Tensors
 
 
-STEPS_IN_PROMPT = 16  # at least, of tokens that attend expanded
+STEPS_IN_PROMPT = 32  # at least, of tokens that attend expanded
 
 
 def rms_norm(x, weight, eps):

@@ -592,11 +592,11 @@ static void expanded_until_depends_on_the_prompt_alone(void **state)
                          .qk_nope_head_dim = 128,
                          .qk_rope_head_dim = 64,
                          .v_head_dim = 128};
-    static const int32_t cases[][2] = {{-1, 0},      {0, 0},       {1, 0},       {16, 0},
-                                       {17, 16},     {255, 240},   {256, 240},   {257, 256},
-                                       {511, 496},   {512, 480},   {513, 512},   {544, 512},
-                                       {545, 544},   {1024, 960},  {1025, 1024}, {2048, 1920},
-                                       {4096, 3840}, {4097, 4096}, {8192, 7936}, {100000, 99840}};
+    static const int32_t cases[][2] = {
+        {-1, 0},      {0, 0},       {1, 0},       {16, 0},        {17, 16},     {255, 240},
+        {256, 240},   {257, 256},   {511, 496},   {512, 496},     {513, 512},   {1023, 1008},
+        {1024, 992},  {1025, 1024}, {1057, 1056}, {2048, 1984},   {4096, 3968}, {4097, 4096},
+        {8191, 8064}, {8192, 7936}, {8193, 8192}, {100000, 99840}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         assert_int_equal(st_model_expanded_until(&c, cases[i][0]), cases[i][1]);
     assert_int_equal(st_model_expanded_until(&c, INT32_MAX), INT32_MAX / 256 * 256);
