@@ -1,10 +1,14 @@
-/* CPU features: what CPUID reports and the operating system saves on a context switch (XCR0). */
+/* CPU features: what CPUID reports and the operating system saves on a context switch (XCR0); on
+ * ARM, what the kernel says in the auxiliary vector. */
 #include "base/cpu.h"
 
 #include <pthread.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 static st_cpu features;
@@ -47,6 +51,13 @@ static void detect(void)
     features.avx512_bf16 = features.avx512 && bit(a71, 5);
     features.avx_vnni = features.avx2 && bit(a71, 4);
     features.amx_int8 = (xcr0 & XCR0_AMX) == XCR0_AMX && bit(d7, 24) && bit(d7, 25);
+}
+#elif defined(__aarch64__)
+static void detect(void)
+{
+    unsigned long caps = getauxval(AT_HWCAP);
+    features.neon = caps & HWCAP_ASIMD;
+    features.neon_dot = features.neon && caps & HWCAP_ASIMDDP;
 }
 #else
 static void detect(void)

@@ -1,4 +1,5 @@
-/* What this processor can do: CPUID features that the operating system also saves (XCR0). */
+/* What this processor can do: x86's CPUID features that the operating system also saves (XCR0), or
+ * what Linux reports of an ARM one (AT_HWCAP). */
 #ifndef ST_BASE_CPU_H
 #define ST_BASE_CPU_H
 
@@ -11,6 +12,8 @@ typedef struct st_cpu {
     bool avx512_bf16;
     bool avx_vnni;
     bool amx_int8;
+    bool neon;     /* every armv8-a has it */
+    bool neon_dot; /* SDOT and UDOT */
 } st_cpu;
 
 const st_cpu *st_cpu_features(void); /* detected once; thread-safe */

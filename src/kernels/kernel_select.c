@@ -10,6 +10,8 @@
 #if defined(__x86_64__)
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx512/avx512.h"
+#elif defined(__aarch64__)
+#include "kernels/neon/neon.h"
 #endif
 
 enum { MAX_TABLES = 8 };
@@ -27,6 +29,12 @@ int st_kernels_list(const st_kernels **out, int cap)
         tables[n++] = &st_kernels_avx512;
     if (cpu->avx512_vnni)
         tables[n++] = &st_kernels_avx512vnni;
+#elif defined(__aarch64__)
+    const st_cpu *cpu = st_cpu_features();
+    if (cpu->neon)
+        tables[n++] = &st_kernels_neon;
+    if (cpu->neon_dot)
+        tables[n++] = &st_kernels_neondot;
 #endif
     for (int i = 0; i < n && i < cap; i++)
         out[i] = tables[i];

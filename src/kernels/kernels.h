@@ -1,6 +1,6 @@
 /* The kernel table: one plain C reference and faster twins per instruction set.
  *
- * Chosen once at start by features (st_kernels_select) or by name (STARLING_CPU=ref|avx2|avx512).
+ * Chosen once at start by features (st_kernels_select) or by name (STARLING_CPU=ref|avx2|...).
  * A kernel works on one thread; src/kernels/ops.h splits work over the pool. Every output element
  * is reduced in an order fixed by the shapes alone (k, head sizes, key position), never by m, the
  * thread count or what else is in the batch: the same inputs give the same bits at any batch size
@@ -75,7 +75,7 @@ typedef struct st_dense_attn {
 } st_dense_attn;
 
 typedef struct st_kernels {
-    const char *name; /* "ref", "avx2", "avx512", "avx512vnni" */
+    const char *name; /* "ref", "avx2", "avx512", "avx512vnni", "neon", "neondot" */
 
     /* Packed weights (packed.h). pack_block_bytes: of one block of pack_cols columns (shape's data
      * is not read). pack_block writes a block from the rows that are its columns (rows->n <=
