@@ -50,12 +50,11 @@ ST_INLINE vi neon_dot(vi acc, neon_pair w, int8x16_t x01, int8x16_t x23)
     return vi_of(vpadalq_s16(acc.lo, lo), vpadalq_s16(acc.hi, hi));
 }
 
-/* `rounds` times 16 inputs from k on, for weights from w on; returns the weights' end. *fetch
- * moves on by `lines` lines a round. */
-ST_INLINE const unsigned char *pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2],
-                                             const st_tile *t, int k, int rounds,
-                                             const unsigned char *w, const unsigned char **fetch,
-                                             int lines)
+/* `rounds` times 16 inputs from k on, for weights from w on. *fetch moves on by `lines` lines a
+ * round. */
+ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], const st_tile *t,
+                             int k, int rounds, const unsigned char *w, const unsigned char **fetch,
+                             int lines)
 {
     const unsigned char *ahead = *fetch;
     const int8_t *x = (const int8_t *)t->x + (k - t->k0);
@@ -79,7 +78,6 @@ ST_INLINE const unsigned char *pk_int_rounds(st_weight_type type, int mr, vi acc
         }
     }
     *fetch = ahead;
-    return w;
 }
 
 /* Four inputs of all columns as 32-bit integers, for products with floats. */
@@ -131,8 +129,7 @@ void st_neon_pack_block(void *dst, const st_packed *shape, const st_weight_rows 
 
 void st_neon_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1)
 {
-    st_packed_run(sets[w->type], st_weight_takes_int8(w->type), y, ldy, a, w, pk_block_bytes(w),
-                  pk_scale_offset(w), n0, n1);
+    st_packed_run(sets[w->type], st_weight_takes_int8(w->type), y, ldy, a, w, pk_layout(w), n0, n1);
 }
 
 void st_neon_matmul_float(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1)
@@ -140,7 +137,7 @@ void st_neon_matmul_float(float *y, size_t ldy, const st_act *a, const st_packed
     const st_tile_set *set = w->type == ST_WEIGHT_I8   ? &mixed_i8
                              : w->type == ST_WEIGHT_I4 ? &mixed_i4
                                                        : sets[w->type];
-    st_packed_run(set, false, y, ldy, a, w, pk_block_bytes(w), pk_scale_offset(w), n0, n1);
+    st_packed_run(set, false, y, ldy, a, w, pk_layout(w), n0, n1);
 }
 
 /* Independent products from registers: what the processor can do at most. */

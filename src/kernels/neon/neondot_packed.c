@@ -34,12 +34,11 @@ ST_INLINE vi neondot(vi acc, int8x16_t w0, int8x16_t w1, int8x16_t x)
     return vi_of(vdotq_s32(acc.lo, w0, x), vdotq_s32(acc.hi, w1, x));
 }
 
-/* `rounds` times 16 inputs from k on, for weights from w on; returns the weights' end. *fetch
- * moves on by `lines` lines a round. */
-ST_INLINE const unsigned char *pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2],
-                                             const st_tile *t, int k, int rounds,
-                                             const unsigned char *w, const unsigned char **fetch,
-                                             int lines)
+/* `rounds` times 16 inputs from k on, for weights from w on. *fetch moves on by `lines` lines a
+ * round. */
+ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], const st_tile *t,
+                             int k, int rounds, const unsigned char *w, const unsigned char **fetch,
+                             int lines)
 {
     const unsigned char *ahead = *fetch;
     const int8_t *q = (const int8_t *)t->x + (k - t->k0);
@@ -62,7 +61,6 @@ ST_INLINE const unsigned char *pk_int_rounds(st_weight_type type, int mr, vi acc
         }
     }
     *fetch = ahead;
-    return w;
 }
 
 #include "kernels/simd/simd_packed_int.inc"
@@ -85,8 +83,8 @@ void st_neondot_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w
     if (!st_weight_takes_int8(w->type))
         st_neon_matmul(y, ldy, a, w, n0, n1);
     else
-        st_packed_run(w->type == ST_WEIGHT_I8 ? &i8 : &i4, true, y, ldy, a, w, pk_block_bytes(w),
-                      pk_scale_offset(w), n0, n1);
+        st_packed_run(w->type == ST_WEIGHT_I8 ? &i8 : &i4, true, y, ldy, a, w, pk_layout(w), n0,
+                      n1);
 }
 
 /* Independent products from registers: what the processor can do at most. */

@@ -6,6 +6,7 @@
 #define PK_ROWS       6
 #define PK_QUAD       1
 #define PK_INT_OFFSET 0
-#define PK_I4_HIGH    1
+#define PK_I4_HIGH    0
+#define PK_I4_ROWS    2
 
 #endif

@@ -350,6 +350,14 @@ VN_INLINE vi vi_add(vi a, vi b)
 {
     return vi_of(vaddq_s32(a.lo, b.lo), vaddq_s32(a.hi, b.hi));
 }
+VN_INLINE vi vi_sub(vi a, vi b)
+{
+    return vi_of(vsubq_s32(a.lo, b.lo), vsubq_s32(a.hi, b.hi));
+}
+VN_INLINE vi vi_shift_left(vi a, int n)
+{
+    return vi_of(vshlq_s32(a.lo, vdupq_n_s32(n)), vshlq_s32(a.hi, vdupq_n_s32(n)));
+}
 VN_INLINE vi vi_mul(vi a, vi b)
 {
     return vi_of(vmulq_s32(a.lo, b.lo), vmulq_s32(a.hi, b.hi));
