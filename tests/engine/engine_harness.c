@@ -10,7 +10,7 @@
 golden goldens[N_GOLDEN];
 
 static struct {
-    char name[8];
+    char name[64];
     int n_threads;
     st_model *model;
 } models[8];
@@ -55,13 +55,21 @@ void harness_init(void)
     json_decref(root);
 }
 
+void harness_lexicon(const char *name, char *dir, size_t size)
+{
+    snprintf(dir, size, "%s/models/lexicon/%s", source_root(), name);
+}
+
 st_model *harness_model(const char *name, int n_threads)
 {
     for (int i = 0; i < n_models; i++)
         if (strcmp(models[i].name, name) == 0 && models[i].n_threads == n_threads)
             return models[i].model;
     char dir[1024];
-    snprintf(dir, sizeof dir, "%s/models/lexicon/%s", source_root(), name);
+    if (name[0] == '/')
+        snprintf(dir, sizeof dir, "%s", name);
+    else
+        harness_lexicon(name, dir, sizeof dir);
     st_model_options o = {.dir = dir,
                           .max_batch_tokens = 512,
                           .max_outputs = 64,

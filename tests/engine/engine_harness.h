@@ -51,7 +51,9 @@ extern golden goldens[N_GOLDEN];
 
 /* Loads what is missing; call first. STARLING_SOURCE_ROOT names the repository. */
 void harness_init(void);
-/* "int8" or "bf16"; loaded once per (name, threads) and kept. */
+/* The folder of "int8" or "bf16". */
+void harness_lexicon(const char *name, char *dir, size_t size);
+/* "int8", "bf16" or another folder; loaded once per (name, threads) and kept. */
 st_model *harness_model(const char *name, int n_threads);
 void harness_free(void);
 

@@ -2,6 +2,7 @@
  * number of threads, with and without prefix cache, after preemption, wherever a prompt's expanded
  * part ends. */
 #include "engine_harness.h"
+#include "lexicon_kv_b.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -207,34 +208,55 @@ static void run_lengths(st_engine *e, bool at_once, recorder *out)
         recorder_wait(&out[i]);
 }
 
-static void expanded_prompts(void **state)
+/* In some of the ways below; each has this KV. */
+static void check_lengths(const char *model, st_dtype kv, size_t first, size_t end)
 {
-    (void)state;
     static const struct {
         int threads;
         bool at_once;
         st_engine_options o;
     } runs[] = {
-        {1, true, {.kv_dtype = ST_BF16, .max_prefill_chunk = 16}},
-        {2, true, {.kv_dtype = ST_BF16, .disable_prefix_caching = true}},
-        {2, false, {.kv_dtype = ST_BF16, .max_prefill_chunk = 100}},
-        {1, false, {.kv_dtype = ST_BF16, .block_size = 7, .max_prefill_chunk = 512}},
-        {2, true, {.kv_dtype = ST_BF16, .block_size = 32, .max_num_batched_tokens = 90}},
+        {1, true, {.max_prefill_chunk = 16}},
+        {2, true, {.disable_prefix_caching = true}},
+        {2, false, {.max_prefill_chunk = 100}},
+        {1, false, {.block_size = 7, .max_prefill_chunk = 512}},
+        {2, true, {.block_size = 32, .max_num_batched_tokens = 90}},
     };
     long_prompt(text, LONGEST, 3);
-    st_engine_options alone = {.kv_dtype = ST_BF16, .disable_prefix_caching = true};
-    st_engine *e = make_engine(harness_model("int8", 1), &alone);
+    st_engine_options alone = {.kv_dtype = kv, .disable_prefix_caching = true};
+    st_engine *e = make_engine(harness_model(model, 1), &alone);
     run_lengths(e, false, expected);
     free_engine(e);
-    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
-        if (SLOW_BUILD && i > 1)
+    end = end < sizeof runs / sizeof *runs ? end : sizeof runs / sizeof *runs;
+    for (size_t i = first; i < end; i++) {
+        if (SLOW_BUILD && i > first + 1)
             break;
-        e = make_engine(harness_model("int8", runs[i].threads), &runs[i].o);
+        st_engine_options o = runs[i].o;
+        o.kv_dtype = kv;
+        e = make_engine(harness_model(model, runs[i].threads), &o);
         run_lengths(e, runs[i].at_once, got);
         for (int j = 0; j < N_LENGTHS; j++)
             assert_same(&got[j], &expected[j]);
         free_engine(e);
     }
+}
+
+static void expanded_prompts(void **state)
+{
+    (void)state;
+    check_lengths("int8", ST_BF16, 0, SIZE_MAX);
+}
+
+/* Where kv_b_proj is INT8 too the expanded tokens' latents are quantized. */
+static void expanded_by_integers(void **state)
+{
+    (void)state;
+    char source[512], dir[64];
+    harness_lexicon("int8", source, sizeof source);
+    lexicon_kv_b_make(source, dir);
+    check_lengths(dir, ST_BF16, 0, 3);
+    check_lengths(dir, ST_I8, 2, 4);
+    lexicon_kv_b_remove(dir);
 }
 
 static void one_token_at_a_time(void **state)
@@ -293,6 +315,7 @@ int main(void)
         cmocka_unit_test(the_best_logits_are_enough),
         cmocka_unit_test(preemption),
         cmocka_unit_test(expanded_prompts),
+        cmocka_unit_test(expanded_by_integers),
         cmocka_unit_test(one_token_at_a_time),
         cmocka_unit_test(an_answer_that_is_sent_back),
     };
