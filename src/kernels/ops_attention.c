@@ -157,14 +157,14 @@ static void merge_task(void *arg, size_t index, int worker)
     int end = rows * (t.index + 1) / MERGE_SHARES;
     for (int r = rows * t.index / MERGE_SHARES; r < end; r++) {
         int query = t.g.q0 + r / heads, head = t.g.h0 + r % heads;
-        /* Later parts hold no key of it. */
-        int segment = (t.g.seq->pos0 + query) / ST_ATTN_SEGMENT,
-            stretch = segment / ST_ATTN_STRETCH;
-        int n = stretch < whole ? stretch + 1 : segment + 1 - whole * (ST_ATTN_STRETCH - 1);
+        /* Parts of later segments hold no key of it. A group spans fewer positions than the
+         * segments behind its whole stretches. */
+        int segment = (t.g.seq->pos0 + query) / ST_ATTN_SEGMENT;
+        int n = segment + 1 - whole * (ST_ATTN_STRETCH - 1);
         size_t row = (size_t)(t.g.seq->q_row + query) * (size_t)shape->n_heads + (size_t)head;
         run->ops->k->attention_merge(run->out + row * (size_t)shape->v_dim,
-                                     parts + (size_t)r * run->part_row, run->part_stride,
-                                     whole < n ? whole : n, n, shape->v_dim);
+                                     parts + (size_t)r * run->part_row, run->part_stride, whole, n,
+                                     shape->v_dim);
     }
 }
 
