@@ -13,7 +13,7 @@ enum {
     UNIT_COLUMNS = 32, /* at least */
     UNITS_PER_TASK = 8,
     MOST_UNIT = 64,     /* columns of a unit at most, since pack_cols is no more */
-    JUDGE_LANES = 16,   /* side by side, so that the compiler makes vectors */
+    JUDGE_LANES = 8,    /* side by side, so that the compiler makes vectors */
     EXACT_PER_TASK = 4, /* units that one task computes exactly */
     EXACT_FETCH = 4096, /* bytes of the next unit asked for before this one is computed */
     /* Above one unit in so many the exact product, read in order, is no slower. */
@@ -26,8 +26,10 @@ static const double margin = 1 + 1e-6;
 struct st_screen {
     const st_packed *exact, *approx, *bound;
     int32_t unit, n_units;
-    float *low;    /* [ST_SCREEN_ROWS][n_units] the largest lower end in a unit */
-    float *high;   /* the largest upper end; infinite when something is not a number */
+    float *low;  /* [ST_SCREEN_ROWS][n_units] what a unit's largest output reaches for certain */
+    float *high; /* what it can be at most; infinite when something is not a number */
+    float *most; /* [n_units][2] the largest of each bound among a unit's columns */
+    bool has_most;
     int32_t *open; /* [ST_SCREEN_ROWS][n_units] a row's units that are to be computed exactly */
 };
 
@@ -83,7 +85,8 @@ static int32_t unit_of(const st_kernels *k)
 
 static size_t room_of(int32_t n_units)
 {
-    return ST_SCREEN_ROWS * (size_t)n_units * (2 * sizeof(float) + sizeof(int32_t));
+    return (size_t)n_units *
+           (ST_SCREEN_ROWS * (2 * sizeof(float) + sizeof(int32_t)) + 2 * sizeof(float));
 }
 
 size_t st_screen_bytes(int32_t n)
@@ -109,7 +112,8 @@ st_status st_screen_new(const st_packed *exact, const st_packed *approx, const s
         return st_fail(err, ST_ENOMEM, "no memory for the screen of %d outputs", exact->n);
     }
     s->high = s->low + ST_SCREEN_ROWS * (size_t)s->n_units;
-    s->open = (int32_t *)(s->high + ST_SCREEN_ROWS * (size_t)s->n_units);
+    s->most = s->high + ST_SCREEN_ROWS * (size_t)s->n_units;
+    s->open = (int32_t *)(s->most + 2 * (size_t)s->n_units);
     *out = s;
     return ST_OK;
 }
@@ -127,8 +131,9 @@ void st_screen_free(st_screen *s)
 typedef struct screen_run {
     st_ops *ops;
     st_screen *s;
-    const st_act *a, *sizes; /* the rows; what their bounds are made of */
-    const int32_t *best;     /* wanted of each row */
+    const st_act *a;
+    const float *sizes;  /* [a->m][2] what a row's bounds are made of */
+    const int32_t *best; /* wanted of each row */
     float *y;
     size_t ldy;
     int32_t n_open[ST_SCREEN_ROWS];        /* units in `open`; -1: too many, or not finite */
@@ -142,46 +147,64 @@ static int32_t unit_columns(const st_screen *s, int32_t unit, int32_t *j)
     return s->exact->n - *j < s->unit ? s->exact->n : *j + s->unit;
 }
 
-/* What a row's n approximate outputs y +- b can be at most and at least; y itself is done with. */
-static void judge_row(float *y, const float *b, int32_t n, float *low, float *high)
+/* The largest bounds of each unit: one for all its columns, so that judging them is finding their
+ * largest output. Taken out of the pack, whose form is the table's, by a product. */
+static void find_most(st_ops *ops, st_screen *s)
 {
-    float l[JUDGE_LANES], h[JUDGE_LANES], bad[JUDGE_LANES] = {0};
+    static const float one[4] = {1, 0, 0, 1};
+    const st_act a = {.x = (float *)(uintptr_t)one, .ld = 2, .m = 2, .k = 2};
+    float b[2 * MOST_UNIT];
+    for (int32_t unit = 0; unit < s->n_units; unit++) {
+        int32_t first, n = unit_columns(s, unit, &first) - first;
+        st_packed w = *s->bound;
+        size_t block = (size_t)(first / ops->k->pack_cols);
+        w.data = (const char *)w.data + block * ops->k->pack_block_bytes(s->bound);
+        w.n = n;
+        ops->k->matmul(b, MOST_UNIT, &a, &w, 0, n);
+        for (int i = 0; i < 2; i++) {
+            float most = 0;
+            for (int32_t j = 0; j < n; j++)
+                most = b[i * MOST_UNIT + j] > most ? b[i * MOST_UNIT + j] : most;
+            s->most[2 * unit + i] = most;
+        }
+    }
+    s->has_most = true;
+}
+
+/* The largest of n approximate outputs, infinite when one is not a number; y itself is done with.
+ */
+static float largest(float *y, int32_t n)
+{
+    float most[JUDGE_LANES], bad[JUDGE_LANES] = {0};
     for (int i = 0; i < JUDGE_LANES; i++)
-        l[i] = h[i] = -INFINITY;
+        most[i] = -INFINITY;
     for (int32_t j = 0; j < n; j += JUDGE_LANES) {
         int lanes = n - j < JUDGE_LANES ? n - j : JUDGE_LANES;
         for (int i = 0; i < lanes; i++) {
-            float down = y[j + i] - b[j + i], up = y[j + i] + b[j + i];
-            l[i] = down > l[i] ? down : l[i];
-            h[i] = up > h[i] ? up : h[i];
-            bad[i] += up * 0; /* NaN from here on unless up is finite */
+            float v = y[j + i];
+            most[i] = v > most[i] ? v : most[i];
+            bad[i] += v * 0; /* NaN from here on unless v is finite */
             y[j + i] = -FLT_MAX;
         }
     }
     for (int i = 1; i < JUDGE_LANES; i++) {
-        l[0] = l[i] > l[0] ? l[i] : l[0];
-        h[0] = h[i] > h[0] ? h[i] : h[0];
+        most[0] = most[i] > most[0] ? most[i] : most[0];
         bad[0] += bad[i];
     }
-    *low = l[0];
-    *high = bad[0] == 0 ? h[0] : INFINITY;
+    return bad[0] == 0 ? most[0] : INFINITY;
 }
 
 static void judge(const screen_run *r, int32_t unit)
 {
     const st_screen *s = r->s;
-    const st_kernels *k = r->ops->k;
-    float range[ST_SCREEN_ROWS * MOST_UNIT];
-    int32_t first, end = unit_columns(s, unit, &first), n = end - first;
-    st_packed bound = *s->bound;
-    size_t block = (size_t)(first / k->pack_cols);
-    bound.data = (const char *)bound.data + block * k->pack_block_bytes(s->bound);
-    bound.n -= first;
-    k->matmul(range, MOST_UNIT, r->sizes, &bound, 0, n);
+    const float *most = s->most + 2 * (size_t)unit;
+    int32_t first, n = unit_columns(s, unit, &first) - first;
     for (int32_t row = 0; row < r->a->m; row++) {
         size_t at = (size_t)row * (size_t)s->n_units + (size_t)unit;
-        judge_row(r->y + (size_t)row * r->ldy + first, range + row * MOST_UNIT, n, &s->low[at],
-                  &s->high[at]);
+        float y = largest(r->y + (size_t)row * r->ldy + first, n);
+        float b = (r->sizes[2 * row] * most[0] + r->sizes[2 * row + 1] * most[1]) * (float)margin;
+        s->low[at] = y - b;
+        s->high[at] = y + b < INFINITY ? y + b : INFINITY;
     }
 }
 
@@ -309,10 +332,11 @@ static bool screen_rows(st_ops *ops, st_screen *s, const st_act *a, const int32_
                         size_t ldy)
 {
     float sizes[2 * ST_SCREEN_ROWS];
-    const st_act bounds = {.x = sizes, .ld = 2, .m = a->m, .k = 2};
-    screen_run r = {.ops = ops, .s = s, .a = a, .sizes = &bounds, .best = best, .y = y, .ldy = ldy};
+    screen_run r = {.ops = ops, .s = s, .a = a, .sizes = sizes, .best = best, .y = y, .ldy = ldy};
     for (int32_t i = 0; i < a->m; i++)
         sizes_of(a, i, sizes + 2 * i);
+    if (!s->has_most)
+        find_most(ops, s);
     st_ops_run_shares(ops, ((size_t)s->n_units + UNITS_PER_TASK - 1) / UNITS_PER_TASK, judge_task,
                       &r);
     st_pool_run(ops->pool, (size_t)a->m, choose_task, &r);

@@ -11,7 +11,7 @@
  * computed from w; what the best of these reach is the mark: rows whose upper end is below it are
  * left out, the others are computed too, all by the kernel that would have computed everything, so
  * what is there has the same bits. (Against the lower ends themselves ten times as many are left.)
- * The bound is itself a product, of [n, 2] with (|x|, |d| + ...).
+ * Outputs side by side share one bound, their largest |w - v| and |v| + |w - v|.
  */
 #ifndef ST_KERNELS_OPS_SCREEN_H
 #define ST_KERNELS_OPS_SCREEN_H

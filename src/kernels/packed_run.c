@@ -136,7 +136,7 @@ static void run_rows(run *r, int row0, int row1)
                  .ldx = r->int8 ? r->a->ldq : r->a->ld * sizeof(float),
                  .lds = st_act_sums(r->w->k),
                  .matrix = r->w};
-    r->cold = true;
+    r->cold = r->n0 == 0; /* who asks for later columns has mostly just had those before */
     for (t.k0 = 0; t.k0 < r->w->k; t.k0 = t.k1) {
         t.k1 = part_end(r, t.k0);
         for (int j = r->n0; j < r->n1; j += r->set->cols) {
