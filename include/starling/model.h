@@ -154,8 +154,9 @@ uint64_t st_model_fingerprint(const st_model *m);
  * absorbed. So the same request gives the same bits however it is chunked, batched, cached,
  * preempted or split over engines, and a prefix is shared between prompts as long as both put it
  * below their E. Steps grow with the prompt: a short one has little tail, a long one keeps its E
- * while a conversation's turns come and go, and makes steps of 256 worth what expanding costs (about
- * 170 queries' gain, or 45 where kv_b_proj is of integers). E is 0 for models without MLA and where it does not pay. */
+ * while a conversation's turns come and go, and makes steps of 256 worth what expanding costs
+ * (about 170 queries' gain, or 45 where kv_b_proj is of integers). E is 0 for models without MLA
+ * and where it does not pay. */
 int32_t st_model_expanded_until(const st_model_config *c, int32_t n_prompt);
 
 /* One sequence's tokens within a batch. */
