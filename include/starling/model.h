@@ -167,6 +167,9 @@ typedef struct st_batch_seq {
     int32_t expanded_until;     /* st_model_expanded_until of the request's prompt; 0: none */
 } st_batch_seq;
 
+/* The most that st_batch.output_best counts. */
+enum { ST_BATCH_BEST_MAX = 64 };
+
 typedef struct st_batch {
     int32_t n_tokens;
     const int32_t *tokens; /* [n_tokens], in vocabulary (checked by the caller) */
@@ -175,8 +178,8 @@ typedef struct st_batch {
     int32_t n_outputs;
     const int32_t *output_rows; /* [n_outputs]: rows whose logits are wanted */
     /* [n_outputs]: how many of the row's largest logits decide what it is for; the others may be
-     * -FLT_MAX instead, which saves reading most of a large head. 0: all are wanted. NULL: of all
-     * rows. */
+     * -FLT_MAX instead, which saves reading most of a large head. 0 or more than ST_BATCH_BEST_MAX:
+     * all are wanted; such outputs come first, or nothing is saved. NULL: of all rows. */
     const int32_t *output_best;
     /* [n_outputs], filled: true where a row's logits are not all finite, so that the caller can
      * fail that request alone. NULL: such a row fails the call with ST_EFORMAT. */

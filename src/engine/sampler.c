@@ -413,7 +413,9 @@ int32_t st_sampler_decided_by(const st_sampling *p, const st_sample_context *ctx
 {
     if (p->logprobs >= 0 || changes_logits(p, ctx))
         return 0;
-    return p->temperature < GREEDY_BELOW ? 1 : p->top_k > 0 ? p->top_k : 0;
+    if (p->temperature < GREEDY_BELOW)
+        return 1;
+    return p->top_k > 0 && p->top_k <= ST_BATCH_BEST_MAX ? p->top_k : 0;
 }
 
 st_status st_sampler_run(st_sampler *s, const float *logits, const st_sampling *p,

@@ -204,6 +204,25 @@ static st_sample_context context_of(const st_engine *e, const st_seq *seq)
                                .n_eos = e->config->n_eos};
 }
 
+static void add_output(st_engine *e, int32_t at, int32_t row, int32_t best, st_seq *seq)
+{
+    e->output_rows[at] = row;
+    e->output_best[at] = best;
+    e->output_seqs[at] = seq;
+}
+
+/* Those that need all of their logits come first: the model serves them apart from the others. */
+static void insert_output(st_engine *e, int32_t n, int32_t *n_whole, int32_t row, st_seq *seq)
+{
+    st_sample_context ctx = context_of(e, seq);
+    int32_t best = st_sampler_decided_by(&seq->sampling, &ctx), at = n;
+    if (best == 0) {
+        at = (*n_whole)++;
+        add_output(e, n, e->output_rows[at], e->output_best[at], e->output_seqs[at]);
+    }
+    add_output(e, at, row, best, seq);
+}
+
 /* Lays the running requests' chunks out as one batch. */
 static st_batch build_batch(st_engine *e)
 {
@@ -214,6 +233,7 @@ static st_batch build_batch(st_engine *e)
                   .output_rows = e->output_rows,
                   .output_best = e->output_best,
                   .output_bad = e->output_bad};
+    int32_t n_whole = 0;
     e->n_announce = 0;
     for (int32_t i = 0; i < e->n_running; i++) {
         st_seq *seq = e->running[i];
@@ -229,12 +249,8 @@ static st_batch build_batch(st_engine *e)
                                              .block_table = seq->blocks,
                                              .expanded_until = seq->expanded_until};
         b.n_tokens += seq->chunk;
-        if (seq->n_computed + seq->chunk == seq->n_tokens) {
-            st_sample_context ctx = context_of(e, seq);
-            e->output_seqs[b.n_outputs] = seq;
-            e->output_best[b.n_outputs] = st_sampler_decided_by(&seq->sampling, &ctx);
-            e->output_rows[b.n_outputs++] = b.n_tokens - 1;
-        }
+        if (seq->n_computed + seq->chunk == seq->n_tokens)
+            insert_output(e, b.n_outputs++, &n_whole, b.n_tokens - 1, seq);
     }
     if (e->n_announce > 0) {
         b.on_layer = st_handover_on_layer;

@@ -242,20 +242,37 @@ static void check_task(void *arg, size_t task, int worker)
     r->m->work.bad[task] = bad;
 }
 
-/* The best logits of every row alone; false: all must be computed. */
-static bool run_screened(st_model *m, const st_batch *b, float *logits)
+_Static_assert((int)ST_BATCH_BEST_MAX == (int)ST_SCREEN_BEST,
+               "what a batch may ask for, the screen finds");
+
+/* How many outputs, from the first on, need all of their logits: the best few of the others will
+ * do. All of them when the two kinds are mixed: one product then serves both. */
+static int32_t count_whole(const st_model *m, const st_batch *b)
 {
+    int32_t n = 0, few = 0;
     if (!m->screen || !b->output_best)
-        return false;
-    for (int32_t i = 0; i < b->n_outputs; i++)
-        if (b->output_best[i] < 1 || b->output_best[i] > ST_SCREEN_BEST)
-            return false;
-    st_act a = st_rows_act(&m->work.last, 0, b->n_outputs);
-    if (!st_op_screened(m->ops, m->screen, &a, b->output_best, logits,
-                        (size_t)m->config.vocab_size))
+        return b->n_outputs;
+    for (int32_t i = 0; i < b->n_outputs; i++) {
+        bool whole = b->output_best[i] < 1 || b->output_best[i] > ST_SCREEN_BEST;
+        if (whole && few)
+            return b->n_outputs;
+        n += whole;
+        few += !whole;
+    }
+    return n;
+}
+
+/* The best logits alone of the outputs from `first` on; false: all must be computed. */
+static bool run_screened(st_model *m, const st_batch *b, int32_t first, float *logits)
+{
+    int32_t n = b->n_outputs - first;
+    size_t vocab = (size_t)m->config.vocab_size;
+    st_act a = st_rows_act(&m->work.last, first, n);
+    if (n < 1 || !st_op_screened(m->ops, m->screen, &a, b->output_best + first,
+                                 logits + (size_t)first * vocab, vocab))
         return false;
     if (b->output_bad) /* with a logit that is not finite the screen gives up */
-        memset(b->output_bad, 0, (size_t)b->n_outputs * sizeof *b->output_bad);
+        memset(b->output_bad + first, 0, (size_t)n * sizeof *b->output_bad);
     return true;
 }
 
@@ -267,14 +284,17 @@ static st_status run_head(st_model *m, const st_step *s, float *logits, st_error
         return ST_OK;
     row_run run = {.m = m, .s = s, .n = b->n_outputs};
     run_rows(&run, ST_OP_NORM, last_norm_task, m->config.hidden_size);
-    if (run_screened(m, b, logits))
+    int32_t whole = count_whole(m, b);
+    if (!run_screened(m, b, whole, logits))
+        whole = b->n_outputs;
+    if (whole == 0)
         return ST_OK;
-    st_matmul_job job = st_linear_job(&m->head, st_rows_act(&w->last, 0, b->n_outputs), logits,
+    st_matmul_job job = st_linear_job(&m->head, st_rows_act(&w->last, 0, whole), logits,
                                       (size_t)m->config.vocab_size);
     st_op_matmul(m->ops, &job, 1);
     check_run check = {.m = m, .logits = logits};
-    st_op_run(m->ops, ST_OP_ELEMENTWISE, (size_t)b->n_outputs, check_task, &check);
-    for (int32_t i = 0; i < b->n_outputs; i++) {
+    st_op_run(m->ops, ST_OP_ELEMENTWISE, (size_t)whole, check_task, &check);
+    for (int32_t i = 0; i < whole; i++) {
         if (b->output_bad)
             b->output_bad[i] = w->bad[i];
         else if (w->bad[i])

@@ -118,8 +118,8 @@ st_status st_model_forward(st_model *m, const st_batch *b, st_kv_store *kv, floa
         if (b->tokens[i] == TOKEN_FAIL)
             return st_fail(err, ST_EINTERNAL, "the toy fails as told");
     write_rows(b, kv, step % 1000003);
-    for (int32_t o = 0, i = 0; o < b->n_outputs; o++) {
-        int32_t row = b->output_rows[o];
+    for (int32_t o = 0; o < b->n_outputs; o++) {
+        int32_t row = b->output_rows[o], i = 0;
         while (row >= b->seqs[i].first + b->seqs[i].count)
             i++;
         uint64_t h = 7;

@@ -1,6 +1,7 @@
 /* The forward pass on the lexicon: goldens, and the same bits however a sequence is fed. */
 #include "lexicon_model.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdio.h>
 
@@ -203,6 +204,68 @@ static void only_wanted_rows_are_written(void **state)
     st_model_free(m);
 }
 
+static int32_t left_out(const float *logits, size_t n)
+{
+    int32_t count = 0;
+    for (size_t i = 0; i < n; i++)
+        count += logits[i] == -FLT_MAX;
+    return count;
+}
+
+/* Outputs that need all of their logits do not take the screen from the others; what is computed
+ * has the same bits either way. */
+static void outputs_are_screened_apart(void **state)
+{
+    enum { N = 5 };
+    static const struct {
+        int32_t best[N];
+        bool screened[N];
+    } cases[] = {
+        {{0, 0, 1, 3, 64}, {false, false, true, true, true}},
+        {{1, 1, 1, 1, 1}, {true, true, true, true, true}},
+        {{65, 1, 1, 1, 1}, {false, true, true, true, true}},
+        {{1, 0, 1, 1, 1}, {false, false, false, false, false}}, /* not in order: all */
+    };
+    static const int32_t rows[N] = {12, 3, 0, 7, 11};
+    st_model_options o = {
+        .dir = LEXICON "int8", .max_batch_tokens = 96, .n_threads = 2, .screen_least = 1};
+    st_model *m;
+    assert_int_equal(st_model_load(&o, &m, NULL), ST_OK);
+    test_kv kv = new_kv(m, ST_BF16, 16);
+    size_t vocab = (size_t)st_model_get_config(m)->vocab_size;
+    int32_t n = 13;
+    test_seq s = new_seq(m, &kv, prompt0, n);
+    run_step(m, &kv, &s, &n, 1);
+    st_batch_seq seq = {0, 13, 0, s.table, 0};
+    float *out = malloc(N * vocab * sizeof *out);
+    assert_non_null(out);
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        bool bad[N] = {true, true, true, true, true};
+        st_batch b = {.n_tokens = 13,
+                      .tokens = prompt0,
+                      .n_seqs = 1,
+                      .seqs = &seq,
+                      .n_outputs = N,
+                      .output_rows = rows,
+                      .output_best = cases[c].best,
+                      .output_bad = bad};
+        assert_int_equal(st_model_forward(m, &b, kv.store, out, NULL), ST_OK);
+        for (int i = 0; i < N; i++) {
+            const float *got = out + (size_t)i * vocab, *want = s.logits + (size_t)rows[i] * vocab;
+            assert_false(bad[i]);
+            assert_true((left_out(got, vocab) > 0) == cases[c].screened[i]);
+            assert_int_equal(argmax(got, vocab), argmax(want, vocab));
+            for (size_t j = 0; j < vocab; j++)
+                if (got[j] != -FLT_MAX)
+                    assert_memory_equal(&got[j], &want[j], sizeof got[j]);
+        }
+    }
+    free(out);
+    free(s.logits);
+    st_kv_store_free(kv.store);
+    st_model_free(m);
+}
+
 static void batches_beyond_the_limits_are_refused(void **state)
 {
     st_model *m = load_lexicon("int8", NULL, 1);
@@ -250,6 +313,7 @@ int main(void)
         cmocka_unit_test(logits_match_the_goldens),
         cmocka_unit_test(a_row_depends_on_its_own_sequence_alone),
         cmocka_unit_test(only_wanted_rows_are_written),
+        cmocka_unit_test(outputs_are_screened_apart),
         cmocka_unit_test(batches_beyond_the_limits_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
