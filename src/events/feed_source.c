@@ -182,6 +182,7 @@ static void on_live(feed_source *s, feed_message *m)
         forget_engine(s);
         last = -1;
     }
+    s->repeat_until = -1; /* they come in order: the repeats are over */
     if (m->seq != last + 1) {
         if (last >= 0)
             count(&s->spec.state->gaps, 1);
@@ -288,6 +289,8 @@ static void go_live(feed_source *s)
             apply(s, &s->pending);
         if (s->pending.seq <= last)
             s->seen = s->pending.seq;
+        else
+            s->repeat_until = -1;
         free_message(&s->pending);
     }
     if (s->probe_again && !s->dealer)

@@ -466,6 +466,29 @@ static void a_sequence_that_goes_back_clears(void **state)
     fake_close(&f);
 }
 
+/* What was replayed and never came live, because the subscription came later, is no reason to take
+ * a new engine's beginning for it. */
+static void a_restart_after_a_replay_is_noticed(void **state)
+{
+    (void)state;
+    fake f;
+    fake_open(&f, ANY, ANY);
+    one(&f, 1, 0, 1, true);
+    follow(0, &f, true);
+    WAIT_FOR(&f, depth(0, 1) == 1);
+    wait_subscribed(&f, 0);
+    one(&f, 1, 1, 1, false);
+    WAIT_FOR(&f, depth(0, 1) == 2);
+    st_buf_free(&f.batches[0]);
+    st_buf_free(&f.batches[1]);
+    f.next = 0;
+    one(&f, 2, 0, 2, false);
+    WAIT_FOR(&f, depth(0, 2) == 2);
+    assert_int_equal(depth(0, 1), 0);
+    assert_int_equal(states[0].restarts, 1);
+    fake_close(&f);
+}
+
 static void garbage_is_counted(void **state)
 {
     (void)state;
@@ -659,6 +682,7 @@ int main(void)
         TEST(a_replay_that_never_answers_is_given_up),
         TEST(a_restart_is_noticed),
         TEST(a_sequence_that_goes_back_clears),
+        TEST(a_restart_after_a_replay_is_noticed),
         TEST(garbage_is_counted),
         TEST(sources_come_and_go),
         TEST(another_feed_goes_on),
