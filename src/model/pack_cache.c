@@ -55,7 +55,8 @@ static st_status default_folder(char *out, size_t cap, st_error *err)
     return ST_OK;
 }
 
-/* The checkpoint's name for people, and what tells it from others of that name. */
+/* The checkpoint's name for people, and what tells it from others of that name. The version is in
+ * it, so that two programs of different age do not replace each other's files in turn. */
 static st_status file_name(const st_checkpoint *c, const st_kernels *k, char *out, size_t cap,
                            st_error *err)
 {
@@ -67,8 +68,8 @@ static st_status file_name(const st_checkpoint *c, const st_kernels *k, char *ou
     for (const char *p = slash + 1; *p && n + 1 < sizeof name; p++)
         name[n++] = isalnum((unsigned char)*p) || strchr("._-", *p) ? *p : '_';
     name[n] = '\0';
-    snprintf(out, cap, "%s-%016llx-%s.pack", name,
-             (unsigned long long)XXH3_64bits(real, strlen(real)), k->name);
+    snprintf(out, cap, "%s-%016llx-%s-v%d.pack", name,
+             (unsigned long long)XXH3_64bits(real, strlen(real)), k->name, VERSION);
     return ST_OK;
 }
 
@@ -78,7 +79,7 @@ st_status st_pack_cache_path(const char *where, const st_checkpoint *c, const st
     char folder[PATH_MAX], name[160];
     st_status status = ST_OK;
     if (where && strcmp(where, "next") == 0) {
-        snprintf(name, sizeof name, "starling-%s.pack", k->name);
+        snprintf(name, sizeof name, "starling-%s-v%d.pack", k->name, VERSION);
         where = st_checkpoint_dir(c);
     } else {
         status = file_name(c, k, name, sizeof name, err);
