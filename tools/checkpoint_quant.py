@@ -88,14 +88,18 @@ class Dialect:
     def __init__(self, name, group):
         self.name = name
         self.group = group
-        self.symmetric = name in ('W4A16', 'W4A16-actorder', 'GPTQ-sym')
+        self.symmetric = name in ('W4A16', 'W4A16-all', 'W4A16-actorder', 'GPTQ-sym')
         self.act_order = name.endswith('-actorder')
 
-    # Which layers: what publishers of the format leave out differs.
+    # Which layers: what publishers of the format leave out differs. W4A16-all has what a GGUF file
+    # has, the head and kv_b_proj too.
     def covers(self, name):
+        if self.name == 'W4A16-all' and name == 'lm_head.weight':
+            return True
         if not name.endswith('_proj.weight') or name.endswith('eh_proj.weight'):
             return False
-        return not (self.name.startswith('W4A16') and name.endswith('kv_b_proj.weight'))
+        return not (self.name.startswith('W4A16') and self.name != 'W4A16-all' and
+                    name.endswith('kv_b_proj.weight'))
 
     def groups(self, k):
         return -(-k // self.group) if self.group > 0 else 1
@@ -174,4 +178,5 @@ class Dialect:
                 'desc_act': self.act_order, 'checkpoint_format': 'gptq', 'lm_head': False}
 
 
-NAMES = ('FP8', 'W4A16', 'W4A16-asym', 'W4A16-actorder', 'GPTQ', 'GPTQ-sym', 'GPTQ-actorder', 'AWQ')
+NAMES = ('FP8', 'W4A16', 'W4A16-all', 'W4A16-asym', 'W4A16-actorder', 'GPTQ', 'GPTQ-sym',
+         'GPTQ-actorder', 'AWQ')

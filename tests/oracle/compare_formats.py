@@ -31,6 +31,7 @@ CASES = [
     (MLA, 'FP8', None), (GQA, 'FP8', None),
     (MLA, 'W4A16', 32), (MLA, 'W4A16', 128), (GQA, 'W4A16', -1), (GQA, 'W4A16-asym', 32),
     (MLA, 'W4A16-asym', 96), (GQA, 'W4A16-actorder', 32),
+    (MLA, 'W4A16-all', 32), (GQA, 'W4A16-all', 128),
     (MLA, 'GPTQ', 32), (GQA, 'GPTQ', 128), (GQA, 'GPTQ-sym', 64), (MLA, 'GPTQ-actorder', 64),
     (MLA, 'AWQ', 32), (GQA, 'AWQ', 160),
 ]

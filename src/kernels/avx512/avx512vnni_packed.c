@@ -18,7 +18,7 @@
 #include "kernels/simd/simd_pack.inc"
 #include "kernels/simd/simd_packed_tile.inc"
 
-/* One or two rows of I4 spend more instructions on a line of weights than the processor sees through
+/* One or two rows of I4 spend more instructions on a line of weights than the processor sees
  * through to the next ones, and groups break its stride: they ask for weights so many bytes ahead,
  * into L1. */
 enum { I4_NEAR_ROWS = 2, I4_NEAR = 2048 };
