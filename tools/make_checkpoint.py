@@ -2,7 +2,8 @@
 """Writes a random checkpoint of any supported family: config.json, safetensors, tokenizer.
 
     make_checkpoint.py OUT_DIR --preset tiny-deepseek_v3 [--dtype BF16] [--seed 0] [--shards 1]
-                       [--tokenizer DIR] [--order library|name] [--quantize-kv-a] [--group 128]
+                       [--tokenizer DIR] [--order library|name] [--quantize-kv-a] [--quantize-kv-b]
+                       [--group 128]
                        [--set key=JSON]
     make_checkpoint.py --list
 
@@ -227,12 +228,13 @@ def tensor_bytes(tensor, source):
 # Dtypes and quantization
 # ---------------------------------------------------------------------------------------------
 
-def is_quantized(name, kv_a):
-    """Which linear layers openPangu's W8A8 release stores as INT8."""
+def is_quantized(name, kv_a, kv_b):
+    """Which linear layers openPangu's W8A8 release stores as INT8, and what others do too."""
     if name.endswith('kv_a_proj_with_mqa.weight'):
         return kv_a
-    return name.endswith('_proj.weight') and not name.endswith(('kv_b_proj.weight',
-                                                                'eh_proj.weight'))
+    if name.endswith('kv_b_proj.weight'):
+        return kv_b
+    return name.endswith('_proj.weight') and not name.endswith('eh_proj.weight')
 
 
 def dialect_parts(t, dialect):
@@ -245,7 +247,7 @@ def dialect_parts(t, dialect):
     return out
 
 
-def assign_dtypes(tensors, dtype, kv_a, dialect=None):
+def assign_dtypes(tensors, dtype, kv_a=False, kv_b=False, dialect=None):
     """Sets every tensor's dtype; for W8A8 adds the scales, for a Dialect puts its tensors in place
     of the layers'."""
     out = []
@@ -254,7 +256,7 @@ def assign_dtypes(tensors, dtype, kv_a, dialect=None):
             out += dialect_parts(t, dialect)
             continue
         out.append(t)
-        if dtype == 'W8A8' and is_quantized(t.name, kv_a):
+        if dtype == 'W8A8' and is_quantized(t.name, kv_a, kv_b):
             t.dtype = 'I8'
             scale = Tensor(t.name + '_scale', (t.shape[0], 1), 0.0, dtype='F32')
             scale.quantized_from = t
@@ -359,7 +361,7 @@ def add_tokenizer(out, source_dir, config):
 
 
 def make(out, preset, dtype='BF16', seed=0, shards=1, tokenizer=None, order='library',
-         quantize_kv_a=False, overrides=None, group=128):
+         quantize_kv_a=False, overrides=None, group=128, quantize_kv_b=False):
     """Writes the checkpoint folder `out`; returns the config."""
     config = {**PRESETS[preset], **(overrides or {})}
     config['torch_dtype'] = {'F32': 'float32', 'F16': 'float16'}.get(dtype, 'bfloat16')
@@ -368,7 +370,7 @@ def make(out, preset, dtype='BF16', seed=0, shards=1, tokenizer=None, order='lib
     if tokenizer:
         add_tokenizer(out, tokenizer, config)
     dialect = Dialect(dtype, group) if dtype in DIALECTS else None
-    tensors = assign_dtypes(model_tensors(config), dtype, quantize_kv_a, dialect)
+    tensors = assign_dtypes(model_tensors(config), dtype, quantize_kv_a, quantize_kv_b, dialect)
     if dtype == 'W8A8':
         config['quantization_config'] = quantization_config(tensors)
     elif dialect:
@@ -392,6 +394,7 @@ def main():
                     help='of tensors in a file; name order leaves some of them unaligned')
     ap.add_argument('--quantize-kv-a', action='store_true',
                     help='W8A8: kv_a_proj_with_mqa in INT8 too')
+    ap.add_argument('--quantize-kv-b', action='store_true', help='W8A8: kv_b_proj in INT8 too')
     ap.add_argument('--group', type=int, default=128,
                     help='INT4: inputs per scale; -1: all of a row')
     ap.add_argument('--set', action='append', default=[], metavar='KEY=JSON',
@@ -408,7 +411,7 @@ def main():
         ap.error('--shards: at least 1')
     overrides = {k: json.loads(v) for k, v in (s.split('=', 1) for s in args.set)}
     make(args.out, args.preset, args.dtype, args.seed, args.shards, args.tokenizer, args.order,
-         args.quantize_kv_a, overrides, args.group)
+         args.quantize_kv_a, overrides, args.group, args.quantize_kv_b)
     return 0
 
 

@@ -64,7 +64,7 @@ def quantize(folder, out, dtype, group=128):
     with open(os.path.join(folder, 'config.json'), encoding='utf-8') as f:
         config = json.load(f)
     source, dialect = Folder(folder), Dialect(dtype, group)
-    tensors = assign_dtypes(source.tensors(), 'BF16', False, dialect)
+    tensors = assign_dtypes(source.tensors(), 'BF16', dialect=dialect)
     config['quantization_config'] = dialect.config(unquantized(tensors))
     write_weights(out, tensors, 1, 'library', source)
     write_json(os.path.join(out, 'config.json'), config)

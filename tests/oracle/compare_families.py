@@ -33,7 +33,7 @@ import make_checkpoint
 LENGTHS = (1, 2, 17, 65)
 DTYPES = ('F32', 'F16', 'BF16', 'W8A8')
 FLOAT_BOUND = 1e-4
-TIE_DISTANCE, ROUTER_GAP = 2e-5, 1e-6  # nearer than this, float32 may decide the other way
+TIE_DISTANCE, ROUTER_GAP = 4e-5, 1e-6  # nearer than this, float32 may decide the other way
 MIN_SURE = 16
 
 
@@ -41,7 +41,8 @@ def make(folder, preset, dtype, seed=1):
     """Dtypes also differ in the files' number and order and in what is quantized, so that every
     loader path is met."""
     options = {'F32': {}, 'F16': {'shards': 2}, 'BF16': {'shards': 3, 'order': 'name'},
-               'W8A8': {'order': 'name', 'quantize_kv_a': preset.endswith(('v3', 'bias'))}}[dtype]
+               'W8A8': {'order': 'name', 'quantize_kv_a': preset.endswith(('v3', 'bias')),
+                        'quantize_kv_b': preset.endswith(('v3', 'qlora', 'bias'))}}[dtype]
     return make_checkpoint.make(folder, preset, dtype, seed=seed, **options)
 
 
