@@ -89,9 +89,12 @@ typedef struct st_kernels {
      * I4: groups in order: v = fma(float(integer dot product of the group), scale, v); then
      * v * a->scale[i]. */
     void (*matmul)(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1);
-    /* Products with a->x itself, whatever the weights are: float32 math. F32, F16, BF16, F8: as
-     * matmul. I8: the chain of multiply-adds along k times scale[j]. I4: groups in order:
-     * v = fma(the group's chain, scale, v). */
+    /* Products with a->x itself, whatever the weights are, as exact as float32 math; k is at most
+     * ST_MAX_FLOAT_K. F32, F16, BF16, F8: as matmul. I8: one chain of multiply-adds along k, times
+     * scale[j]. I4: groups in order: v = fma(the group's chain, scale, v). Or, where integers are
+     * faster: a row as fixed point of 24 bits, absmax/127 being 2^16 steps (zeros where absmax is
+     * below 2^-100), whose three bytes are multiplied as matmul does, and added up from the lowest.
+     */
     void (*matmul_float)(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1);
     /* Fills a->q, a->scale and a->sum from a->x. Per row: scale = absmax/127 (1 for a row of
      * zeros, NaN and zeros for a row that is not finite), q = round half to even of x / scale,
@@ -173,7 +176,8 @@ enum {
     ST_ATTN_STRETCH = 4,    /* segments */
     ST_ATTN_PART_EXTRA = 2, /* the exponent that the row's weights were scaled by; their sum */
     ST_DENSE_KEYS = 64,
-    ST_MAX_K = 1 << 17 /* I8, I4: k beyond this could overflow the 32-bit sums */
+    ST_MAX_FLOAT_K = 4096, /* matmul_float with I8, I4: tables may keep rows on the stack */
+    ST_MAX_K = 1 << 17     /* I8, I4: k beyond this could overflow the 32-bit sums */
 };
 
 /* Floats between rows of dense keys or values of dim elements: an odd number of cache lines, so

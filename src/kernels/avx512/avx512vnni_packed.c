@@ -82,36 +82,10 @@ ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], co
     *fetch = ahead;
 }
 
-/* Four inputs of all columns as 32-bit integers, for products with floats. */
-ST_INLINE void pk_four_inputs(st_weight_type type, const unsigned char *w, vi v[4][2])
-{
-    vi u = _mm512_load_si512(w);
-    if (type == ST_WEIGHT_I8) {
-        const vi offset = _mm512_set1_epi8((char)PK_INT_OFFSET);
-        vi two[2] = {_mm512_xor_si512(u, offset),
-                     _mm512_xor_si512(_mm512_load_si512(w + 64), offset)};
-        ST_UNROLL
-        for (int s = 0; s < 4; s++)
-            ST_UNROLL
-        for (int j = 0; j < 2; j++)
-            v[s][j] = _mm512_srai_epi32(_mm512_slli_epi32(two[j], (unsigned)(24 - 8 * s)), 24);
-    } else {
-        const vi low = _mm512_set1_epi32(15);
-        ST_UNROLL
-        for (int s = 0; s < 4; s++)
-            ST_UNROLL
-        for (int j = 0; j < 2; j++)
-            v[s][j] = _mm512_and_si512(_mm512_srli_epi32(u, (unsigned)(8 * s + 4 * j)), low);
-    }
-}
-
 #include "kernels/simd/simd_packed_int.inc"
-#include "kernels/simd/simd_packed_mixed.inc"
 
 PK_TILE_SET_12(i8, pk_i8_tile, ST_WEIGHT_I8)
 PK_TILE_SET_12(i4, pk_i4_tile, ST_WEIGHT_I4)
-PK_TILE_SET_12(mixed_i8, pk_mixed_i8_tile, ST_WEIGHT_I8)
-PK_TILE_SET_12(mixed_i4, pk_mixed_i4_tile, ST_WEIGHT_I4)
 
 size_t st_avx512vnni_pack_block_bytes(const st_packed *shape)
 {
@@ -130,16 +104,6 @@ void st_avx512vnni_matmul(float *y, size_t ldy, const st_act *a, const st_packed
     else
         st_packed_run(w->type == ST_WEIGHT_I8 ? &i8 : &i4, true, y, ldy, a, w, pk_layout(w), n0,
                       n1);
-}
-
-void st_avx512vnni_matmul_float(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0,
-                                int n1)
-{
-    if (!st_weight_takes_int8(w->type))
-        st_avx512_matmul(y, ldy, a, w, n0, n1);
-    else
-        st_packed_run(w->type == ST_WEIGHT_I8 ? &mixed_i8 : &mixed_i4, false, y, ldy, a, w,
-                      pk_layout(w), n0, n1);
 }
 
 /* Independent products from registers: what the processor can do at most. */
