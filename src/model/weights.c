@@ -157,6 +157,11 @@ static st_status key_scales(st_weights *w, const st_weight_source *all, int32_t 
     size_t groups = (size_t)st_weight_groups(all->k, all->group), n = (size_t)nope;
     void *mem = NULL, *row = NULL;
     size_t each;
+    if (all->k > ST_MAX_FLOAT_K || nope > ST_MAX_FLOAT_K)
+        return st_fail(err, ST_EUNSUPPORTED,
+                       "%s: tensor '%s' expands %d latent elements to keys of %d: expected at most "
+                       "%d where it is quantized",
+                       all->tensor[0]->file, all->tensor[0]->name, all->k, nope, ST_MAX_FLOAT_K);
     if (!st_mul_size(groups, n, &each) ||
         allocate(w, (size_t)n_heads, each * sizeof(float), &mem, err) ||
         allocate(w, groups, sizeof(float), &row, err))
