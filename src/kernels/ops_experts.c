@@ -20,7 +20,7 @@ enum {
     EXPERT_LEAST_GROUP = 48,
     EXPERT_GROUP_STEP = 12, /* groups are multiples of this: products take rows in such tiles */
     EXPERT_GATHER_ROWS = 16,
-    EXPERT_FETCH = 8192, /* bytes; what a core needs on the way to read at full speed */
+    EXPERT_FETCH = 2048, /* bytes; more, all at once, holds up the loads that are under way */
     EXPERT_QUANTIZE_ROWS = 8,
     EXPERT_SPINS = 64 /* waits before the processor is given to another thread */
 };
