@@ -5,6 +5,7 @@
 #   tools/cross_arm64.sh
 #   /usr/bin/meson setup build-arm64 --cross-file build-arm64-sysroot/cross.ini
 #   ninja -C build-arm64 && /usr/bin/meson test -C build-arm64 --suite kernels
+#   qemu-aarch64 -L build-arm64-sysroot build-arm64/starling run -p 'hello'
 #
 # Collects Debian's arm64 libraries that Starling is built with in build-arm64-sysroot: the packages
 # `build lib*-dev` of tools/packages.txt and what they depend on. Nothing is installed, no
@@ -15,7 +16,8 @@ set -eu
 cd "$(dirname "$0")/.."
 to=$PWD/build-arm64-sysroot
 packages=$(awk '$1 == "build" && $2 ~ /^lib.*-dev$/ && $2 != "libc6-dev" {print $2}' tools/packages.txt)
-[ "$(cat "$to/packages" 2>/dev/null)" = "$packages" ] && exit 0
+made_of="$packages $(cksum <tools/cross_arm64.sh)"
+[ "$(cat "$to/made_of" 2>/dev/null)" = "$made_of" ] && exit 0
 command -v apt-get >/dev/null || { echo "sysroot: needs Debian's apt-get" >&2; exit 1; }
 
 work=$(mktemp -d)
@@ -71,8 +73,7 @@ c = 'aarch64-linux-gnu-gcc'
 ar = 'aarch64-linux-gnu-gcc-ar'
 strip = 'aarch64-linux-gnu-strip'
 pkgconfig = 'pkg-config'
-# qemu's \`max\` has every instruction that it knows.
-exe_wrapper = ['qemu-aarch64', '-cpu', 'max', '-L', '$to']
+exe_wrapper = ['qemu-aarch64', '-L', '$to']
 
 [properties]
 sys_root = '$to'
@@ -81,10 +82,13 @@ pkg_config_libdir = ['$libraries/pkgconfig', '$to/unused']
 [built-in options]
 c_link_args = ['-L$libraries', '-Wl,-rpath-link,$libraries', '-Wl,-rpath-link,$to/lib/aarch64-linux-gnu']
 
+[project options]
+gateway = 'disabled' # nginx's headers are this machine's
+
 [host_machine]
 system = 'linux'
 cpu_family = 'aarch64'
 cpu = 'aarch64'
 endian = 'little'
 END
-echo "$packages" >"$to/packages" # last: all is there
+echo "$made_of" >"$to/made_of" # last: all is there

@@ -25,6 +25,7 @@
 
 const st_kernels *kt_tables[KT_MAX_TABLES];
 int kt_n_tables;
+bool kt_slow;
 static uint64_t rng_state;
 
 void kt_start(void)
@@ -32,6 +33,7 @@ void kt_start(void)
     const char *seed = getenv("STARLING_TEST_SEED");
     rng_state = seed ? strtoull(seed, NULL, 10) : st_now_ns();
     printf("seed: STARLING_TEST_SEED=%llu\n", (unsigned long long)rng_state);
+    kt_slow = getenv("STARLING_TEST_SLOW") != NULL;
     kt_n_tables = st_kernels_list(kt_tables, KT_MAX_TABLES);
     for (int i = 0; i < kt_n_tables; i++)
         printf("table: %s\n", kt_tables[i]->name);
@@ -58,9 +60,10 @@ float kt_uniform(void)
 
 float kt_normal(void)
 {
-    double u = ((double)(kt_u64() >> 11) + 0.5) * 0x1p-53;
-    double v = (double)(kt_u64() >> 11) * 0x1p-53;
-    return (float)(sqrt(-2 * log(u)) * cos(6.283185307179586 * v));
+    double sum = 0;
+    for (int i = 0; i < 4; i++)
+        sum += (double)(int64_t)(kt_u64() >> 11) * 0x1p-53;
+    return (float)((sum - 2) * 1.7320508075688772);
 }
 
 /* Half of the buffers end where a page that may not be touched begins: one byte too many, read or
@@ -251,11 +254,13 @@ void kt_act_new(kt_act *a, int m, int k)
 void kt_act_sum(kt_act *a)
 {
     size_t sums = st_act_sums(a->a.k);
-    memset(a->sum.p, 0, a->sum.bytes);
-    for (size_t i = 0; i < (size_t)a->a.m; i++)
-        for (size_t at = 1; at < sums; at++)
-            for (size_t l = 0; l < at * ST_ACT_SUM && l < (size_t)a->a.k; l++)
-                a->a.sum[i * sums + at] += a->a.q[i * a->a.ldq + l];
+    for (size_t i = 0; i < (size_t)a->a.m; i++) {
+        int32_t *sum = a->a.sum + i * sums;
+        sum[0] = 0;
+        for (size_t at = 1, l = 0; at < sums; at++)
+            for (sum[at] = sum[at - 1]; l < at * ST_ACT_SUM && l < (size_t)a->a.k; l++)
+                sum[at] += a->a.q[i * a->a.ldq + l];
+    }
 }
 
 st_act kt_act_rows(const kt_act *a, int row, int m)

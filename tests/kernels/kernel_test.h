@@ -14,6 +14,9 @@ enum { KT_MAX_TABLES = 8, KT_GUARD = 64 };
 
 extern const st_kernels *kt_tables[KT_MAX_TABLES];
 extern int kt_n_tables;
+/* STARLING_TEST_SLOW is set: on an emulated processor, say, where the largest sizes take too long.
+ */
+extern bool kt_slow;
 
 /* Finds the tables and seeds the generator from STARLING_TEST_SEED or the clock; prints the seed.
  */
@@ -22,7 +25,7 @@ void kt_start(void);
 uint64_t kt_u64(void);
 int kt_int(int lo, int hi); /* lo..hi */
 float kt_uniform(void);     /* -1..1 */
-float kt_normal(void);
+float kt_normal(void);      /* nearly so: a sum of four uniform ones, -3.5..3.5 */
 
 /* n elements of `size` bytes between guards, the first at an address that is a multiple of `size`
  * and, where possible, of nothing more. Guards are filled with 0xa5, content with 0xee; ASan

@@ -184,8 +184,10 @@ static void matches_float64(void **state)
 {
     for (int s = 0; s < N_SHAPES; s++)
         for (int l = 0; l < (int)(sizeof lengths / sizeof *lengths); l++) {
-            if (lengths[l] > 600 && s == 2)
+            if (lengths[l] > (kt_slow ? 65 : 600) && s == 2)
                 continue; /* slow, and nothing new */
+            if (lengths[l] > 600 && kt_slow)
+                continue;
             int n_q = kt_int(1, lengths[l] < 5 ? lengths[l] : 5);
             paged p = paged_new(shapes[s].mla, &shapes[s].shape, lengths[l], kt_int(1, 40),
                                 kt_int(0, 1) ? ST_BF16 : ST_F32);
@@ -242,7 +244,7 @@ static void hazards_of_the_running_maximum(void **state)
     static score_fn *const fns[] = {rising,      falling,       steep, cliff,
                                     huge_scores, very_negative, equal};
     for (size_t f = 0; f < sizeof fns / sizeof *fns; f++)
-        for (int len = 100; len < 3000; len += 1250) {
+        for (int len = 100; len < (kt_slow ? 1400 : 3000); len += 1250) {
             /* Many heads that share keys have kernels of their own, and so have eight. */
             static const int counts[] = {4, 8, 17};
             int heads = counts[((size_t)len + f) % 3];
@@ -351,11 +353,11 @@ static void a_query_depends_on_its_own_keys_alone(void **state)
 {
     for (int t = 0; t < kt_n_tables; t++)
         for (int s = 0; s < N_SHAPES; s++) {
-            if (s == 2 && t == 0)
+            if (s == 2 && (t == 0 || kt_slow))
                 continue;
             st_dtype dtype = kt_int(0, 1) ? ST_BF16 : ST_F32;
             check_invariance(kt_tables[t], s, 70, 13, dtype);
-            if (t > 0 && s != 2)
+            if (t > 0 && s != 2 && (!kt_slow || s % 4 == 0))
                 check_invariance(kt_tables[t], s, 1029, 7, dtype);
         }
 }
@@ -397,7 +399,8 @@ static void the_operator_gives_the_same_bits(void **state)
     for (int t = 0; t < kt_n_tables; t++)
         for (int s = 0; s < N_SHAPES; s += s == 4 ? 1 : 2)
             for (int threads = 1; threads <= 7; threads += threads == 2 ? 5 : 1)
-                check_operator(kt_tables[t], s, threads, t > 0 && s != 2);
+                if (!kt_slow || (t > 0 && s != 2 && threads == 2))
+                    check_operator(kt_tables[t], s, threads, t > 0 && s != 2);
 }
 
 int main(void)

@@ -279,6 +279,8 @@ static void matches_float64(void **state)
         for (int i = 0; i < (int)(sizeof lengths / sizeof *lengths); i++) {
             int n_q = kt_int(1, lengths[i]);
             n_q = n_q > 70 ? 70 : n_q;
+            if (kt_slow && s == 0 && lengths[i] > 2)
+                continue;
             layer l = layer_new(&shapes[s], lengths[i], kt_int(2, 40), dtypes[(s + i) % 3],
                                 weights[(s + 2 * i) % 5]);
             kt_buf b;
@@ -324,7 +326,7 @@ static void hazards_of_the_running_maximum(void **state)
 static void matches_the_absorbed_form(void **state)
 {
     (void)state;
-    const st_expand_shape *s = &shapes[0];
+    const st_expand_shape *s = &shapes[kt_slow ? 1 : 0];
     enum { LEN = 200, N_Q = 40 };
     layer l = layer_new(s, LEN, 16, ST_BF16, ST_WEIGHT_BF16);
     st_attn_shape wide = {s->n_heads, 1, s->kv_lora + s->rope, s->kv_lora, s->scale};
@@ -402,11 +404,11 @@ static void the_same_bits_in_any_company(void **state)
 {
     (void)state;
     static const st_weight_type weights[] = {ST_WEIGHT_BF16, ST_WEIGHT_I8, ST_WEIGHT_I4};
-    for (int s = 0; s < N_SHAPES; s++)
+    for (int s = kt_slow ? 1 : 0; s < N_SHAPES; s++)
         for (int w = 0; w < 3; w++) {
             layer l =
                 layer_new(&shapes[s], w ? 200 : 330, 16, w && s % 2 ? ST_I8 : ST_BF16, weights[w]);
-            for (int t = 0; t < kt_n_tables; t++)
+            for (int t = kt_slow ? 1 : 0; t < kt_n_tables; t++)
                 check_company(&l, kt_tables[t]);
             layer_free(&l);
         }
@@ -426,7 +428,7 @@ static void quantized_rows_are_taken_as_they_are(void **state)
 {
     (void)state;
     static const st_weight_type weights[] = {ST_WEIGHT_I8, ST_WEIGHT_I4};
-    for (int s = 0; s < N_SHAPES; s++)
+    for (int s = kt_slow ? 1 : 0; s < N_SHAPES; s++)
         for (int w = 0; w < 2; w++) {
             layer l = layer_new(&shapes[s], 70 + w, 16, ST_F32, weights[w]), i8 = l;
             size_t n = (size_t)l.len * (size_t)l.s.n_heads * (size_t)l.s.v;
