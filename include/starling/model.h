@@ -139,8 +139,9 @@ int32_t st_model_max_outputs(const st_model *m);      /* largest st_batch.n_outp
  * 2 * n_kv_heads * head_dim). */
 st_kv_row_shape st_model_kv_row(const st_model *m);
 int32_t st_model_kv_row_elems(const st_model *m);
-/* A 64-bit digest of config and tensor metadata: part of the prefix cache's root hash, so that KV
- * of different checkpoints never mixes. */
+/* A 64-bit digest of config, tensor metadata and the version of our arithmetic: part of the prefix
+ * cache's root hash, so that KV of different checkpoints, or of sums in another order, never
+ * mixes. */
 uint64_t st_model_fingerprint(const st_model *m);
 
 /* MLA has two forms that round differently. Absorbed, a query attends to the latent rows as they

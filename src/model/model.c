@@ -1,8 +1,13 @@
 /* A model's life: options, threads and kernels, the checkpoint, layers, working memory. */
 #include <stdlib.h>
+#include <xxhash.h>
 
 #include "model/model_impl.h"
 #include "model/model_memory.h"
+
+/* Raise this when any order of summation changes: blocks and handovers of engines that sum
+ * otherwise must not mix with ours. */
+#define ARITHMETIC 2
 
 static st_attn_shape attention_shape(const st_model_config *c)
 {
@@ -83,7 +88,8 @@ st_status st_model_load(const st_model_options *opts, st_model **out, st_error *
     if (status)
         goto fail;
     m->config = *st_checkpoint_config(m->ckpt);
-    m->fingerprint = st_checkpoint_fingerprint(m->ckpt);
+    uint64_t source = st_checkpoint_fingerprint(m->ckpt);
+    m->fingerprint = XXH3_64bits_withSeed(&source, sizeof source, ARITHMETIC);
     if ((status = set_limits(m, opts, err)) || (status = st_rope_init(&m->rope, &m->config, err)) ||
         (status = st_kernels_select(opts->kernels, &m->k, err)) ||
         (status = st_pool_new(opts->n_threads, true, &m->pool, err)))
