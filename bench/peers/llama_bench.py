@@ -10,7 +10,8 @@ attention where it wants it) runs the checkpoint as GGUF, Q8_0 or Q4_0; Starling
 published, W8A8 INT8 or INT4 in groups of 128, with BF16 KV unless --kv-cache-dtype says otherwise.
 Q4_0 has every matrix at four bits, the head and the embedding among them (quantized with its own
 tool llama.cpp would keep the head at six), and so has the INT4 checkpoint all but the embedding,
-of which a token reads one row; beside Q8_0 the INT8 checkpoint has its head in BF16.
+of which a token reads one row; beside Q8_0 the INT8 checkpoint has its head in BF16 and all linear
+layers, kv_b_proj too, in INT8.
 The two take turns, one measurement each per round, so that a slow minute of the machine hits both;
 medians, and the ratio of medians (above 1: Starling is faster) with its spread over the rounds.
 Checkpoints are made once and kept in --cache (3.4 GB for ds2-1.5b in INT8).
@@ -32,20 +33,24 @@ import libllama  # noqa: E402
 import make_checkpoint  # noqa: E402
 
 FLASH_AUTO = -1
-# --quant -> dtype for make_checkpoint, type for gguf
-QUANTS = {'int8': ('W8A8', 'Q8_0'), 'int4': ('W4A16-all', 'Q4_0')}
+# --quant -> dtype for make_checkpoint and whether kv_b_proj is to be INT8, type for gguf
+QUANTS = {'int8': ('W8A8', True, 'Q8_0'), 'int4': ('W4A16-all', False, 'Q4_0')}
 
 
 def prepare(cache, preset, quant):
     """Returns (checkpoint folder, GGUF file), made when missing."""
-    dtype, ggml = QUANTS[quant]
-    folder = os.path.join(cache, f'{preset}-{dtype.lower()}')
+    ggml = QUANTS[quant][-1]
+
+    def folder_of(dtype, quantize_kv_b, _):
+        kv_b = '-kvb' if quantize_kv_b else ''
+        return os.path.join(cache, f'{preset}-{dtype.lower()}{kv_b}')
     path = os.path.join(cache, f'{preset}-{ggml.lower()}.gguf')
-    source = os.path.join(cache, f'{preset}-w8a8')  # what both GGUF files are made of
-    for d, kind in ((folder, dtype), (source, 'W8A8')):
+    folder, source = (folder_of(*QUANTS[q]) for q in (quant, 'int8'))  # GGUF is made of INT8
+    for q in {quant, 'int8'}:
+        d = folder_of(*QUANTS[q])
         if not os.path.exists(os.path.join(d, 'config.json')):
             print(f'making {d}', file=sys.stderr)
-            make_checkpoint.make(d, preset, kind,
+            make_checkpoint.make(d, preset, QUANTS[q][0], quantize_kv_b=QUANTS[q][1],
                                  tokenizer=os.path.join(ROOT, 'models', 'lexicon', 'int8'))
     if not os.path.exists(path):
         print(f'making {path}', file=sys.stderr)
