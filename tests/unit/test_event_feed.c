@@ -444,6 +444,18 @@ static void a_restart_is_noticed(void **state)
     fake_close(&f);
 }
 
+/* The engine starts anew after two batches, and what it had before is forgotten. */
+static void begins_again(fake *f)
+{
+    st_buf_free(&f->batches[0]);
+    st_buf_free(&f->batches[1]);
+    f->next = 0;
+    one(f, 2, 0, 2, false);
+    WAIT_FOR(f, depth(0, 2) == 2);
+    assert_int_equal(depth(0, 1), 0);
+    assert_int_equal(states[0].restarts, 1);
+}
+
 static void a_sequence_that_goes_back_clears(void **state)
 {
     (void)state;
@@ -454,13 +466,7 @@ static void a_sequence_that_goes_back_clears(void **state)
     one(&f, 1, 0, 3, false);
     one(&f, 1, 3, 3, false);
     WAIT_FOR(&f, depth(0, 1) == 6);
-    st_buf_free(&f.batches[0]);
-    st_buf_free(&f.batches[1]);
-    f.next = 0;
-    one(&f, 2, 0, 2, false);
-    WAIT_FOR(&f, depth(0, 2) == 2);
-    assert_int_equal(depth(0, 1), 0);
-    assert_int_equal(states[0].restarts, 1);
+    begins_again(&f);
     one(&f, 2, 2, 2, false);
     WAIT_FOR(&f, depth(0, 2) == 4);
     fake_close(&f);
@@ -479,13 +485,7 @@ static void a_restart_after_a_replay_is_noticed(void **state)
     wait_subscribed(&f, 0);
     one(&f, 1, 1, 1, false);
     WAIT_FOR(&f, depth(0, 1) == 2);
-    st_buf_free(&f.batches[0]);
-    st_buf_free(&f.batches[1]);
-    f.next = 0;
-    one(&f, 2, 0, 2, false);
-    WAIT_FOR(&f, depth(0, 2) == 2);
-    assert_int_equal(depth(0, 1), 0);
-    assert_int_equal(states[0].restarts, 1);
+    begins_again(&f);
     fake_close(&f);
 }
 

@@ -103,42 +103,9 @@ ST_INLINE void pk_four_inputs(st_weight_type type, const unsigned char *w, vi v[
 #include "kernels/simd/simd_packed_int.inc"
 #include "kernels/simd/simd_packed_mixed.inc"
 
-PK_TILE_SET_6(f32, pk_float_tile, ST_WEIGHT_F32)
-PK_TILE_SET_6(f16, pk_float_tile, ST_WEIGHT_F16)
-PK_TILE_SET_6(bf16, pk_float_tile, ST_WEIGHT_BF16)
-PK_TILE_SET_6(f8, pk_float_tile, ST_WEIGHT_F8)
-PK_TILE_SET_6(i8, pk_i8_tile, ST_WEIGHT_I8)
-PK_TILE_SET_6(i4, pk_i4_tile, ST_WEIGHT_I4)
-PK_TILE_SET_6(mixed_i8, pk_mixed_i8_tile, ST_WEIGHT_I8)
-PK_TILE_SET_6(mixed_i4, pk_mixed_i4_tile, ST_WEIGHT_I4)
-
-static const st_tile_set *const sets[ST_WEIGHT_TYPE_COUNT] = {
-    [ST_WEIGHT_F32] = &f32, [ST_WEIGHT_F16] = &f16, [ST_WEIGHT_BF16] = &bf16,
-    [ST_WEIGHT_F8] = &f8,   [ST_WEIGHT_I8] = &i8,   [ST_WEIGHT_I4] = &i4,
-};
-
-size_t st_neon_pack_block_bytes(const st_packed *shape)
-{
-    return pk_block_bytes(shape);
-}
-
-void st_neon_pack_block(void *dst, const st_packed *shape, const st_weight_rows *rows)
-{
-    pk_block(dst, shape, rows);
-}
-
-void st_neon_matmul(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1)
-{
-    st_packed_run(sets[w->type], st_weight_takes_int8(w->type), y, ldy, a, w, pk_layout(w), n0, n1);
-}
-
-void st_neon_matmul_float(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1)
-{
-    const st_tile_set *set = w->type == ST_WEIGHT_I8   ? &mixed_i8
-                             : w->type == ST_WEIGHT_I4 ? &mixed_i4
-                                                       : sets[w->type];
-    st_packed_run(set, false, y, ldy, a, w, pk_layout(w), n0, n1);
-}
+#define PK_NAME(x)  st_neon_##x
+#define PK_TILE_SET PK_TILE_SET_6
+#include "kernels/simd/simd_packed_table.inc"
 
 /* Independent products from registers: what the processor can do at most. */
 double st_neon_peak_i8(int steps)
