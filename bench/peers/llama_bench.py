@@ -3,11 +3,11 @@
 
     llama_bench.py [--preset ds2-1.5b] [--quant int8|int4] [--rounds 5] [--threads 2]
                    [--prompt 512] [--generate 32] [--depth 8192] [--batch 16]
-                   [--starling build/starling] [--cache DIR] [--json]
+                   [--kv-cache-dtype bf16|int8] [--starling build/starling] [--cache DIR] [--json]
 
-llama.cpp (npm package of tests/js, its own defaults: weights repacked for the CPU, F16 KV, flash
-attention where it wants it) runs the checkpoint as GGUF, Q8_0 or Q4_0; Starling runs it as
-published, W8A8 INT8 or INT4 in groups of 128, with BF16 KV unless --kv-cache-dtype says otherwise.
+llama.cpp (npm package of tests/js, its own defaults: weights repacked for the CPU, flash attention
+where it wants it) runs the checkpoint as GGUF, Q8_0 or Q4_0; Starling runs it as published, W8A8
+INT8 or INT4 in groups of 128. KV is F16 there and BF16 here, or Q8_0 and INT8.
 Q4_0 has every matrix at four bits, the head and the embedding among them (quantized with its own
 tool llama.cpp would keep the head at six), and so has the INT4 checkpoint all but the embedding,
 of which a token reads one row; beside Q8_0 the INT8 checkpoint has its head in BF16 and all linear
@@ -33,6 +33,8 @@ import libllama  # noqa: E402
 import make_checkpoint  # noqa: E402
 
 FLASH_AUTO = -1
+# --kv-cache-dtype -> llama.cpp's
+KV_TYPES = {'bf16': libllama.GGML_F16, 'int8': libllama.GGML_Q8_0}
 # --quant -> dtype for make_checkpoint and whether kv_b_proj is to be INT8, type for gguf
 QUANTS = {'int8': ('W8A8', True, 'Q8_0'), 'int4': ('W4A16-all', False, 'Q4_0')}
 
@@ -75,7 +77,7 @@ class LlamaSide:
         self.args = args
 
         def session(positions, sequences=1, share=None):
-            return libllama.Session(llama, path, positions, args.threads, libllama.GGML_F16,
+            return libllama.Session(llama, path, positions, args.threads, KV_TYPES[args.kv_cache_dtype],
                                     FLASH_AUTO, sequences, share)
         self.one = session(max(args.prompt, args.generate))
         self.deep = session(args.depth + args.generate, 1, self.one) if args.depth else None
@@ -186,7 +188,8 @@ def main():
                     help='1024 times a power of two; 0: not at depth (llama.cpp takes minutes '
                     'to get there, once)')
     ap.add_argument('--batch', type=int, default=16, help='a power of two; 1: not batched')
-    ap.add_argument('--kv-cache-dtype', default='bf16', help="Starling's")
+    ap.add_argument('--kv-cache-dtype', default='bf16', choices=sorted(KV_TYPES),
+                    help='int8 is Q8_0 in llama.cpp, bf16 F16')
     ap.add_argument('--starling', default=os.path.join(ROOT, 'build', 'starling'))
     ap.add_argument('--llama-only', action='store_true', help='measure llama.cpp alone')
     ap.add_argument('--package', default=libllama.PACKAGE, help='the npm package @node-llama-cpp')

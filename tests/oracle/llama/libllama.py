@@ -14,7 +14,7 @@ import numpy as np
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), '..', '..', '..'))
 PACKAGE = os.path.join(ROOT, 'tests', 'js', 'node_modules', '@node-llama-cpp', 'linux-x64')
-GGML_F32, GGML_F16 = 0, 1
+GGML_F32, GGML_F16, GGML_Q8_0 = 0, 1, 8
 
 # llama_context_params of this release: field -> (offset, format, default)
 CONTEXT_FIELDS = {
