@@ -5,7 +5,8 @@
  *   ngx_http_starling_module.c    directives, phases of nginx, variables
  *   ngx_http_starling_conf.c      the starling_cluster block
  *   ngx_http_starling_params.c    values of directives
- *   ngx_http_starling_pools.c     models, pools and engines
+ *   ngx_http_starling_models.c    models, their tokenizers and templates
+ *   ngx_http_starling_pools.c     pools and engines
  *   ngx_http_starling_access.c    API keys, rate limits
  *   ngx_http_starling_worker.c    shared memory, life of a worker process,
  *                                 leadership, KV events
@@ -261,7 +262,7 @@ ngx_int_t ngx_http_starling_error(ngx_http_request_t *r, ngx_uint_t status,
     const char *fmt, ...);
 
 
-/* configuration (ngx_http_starling_conf.c, ngx_http_starling_pools.c) */
+/* configuration (ngx_http_starling_conf.c, _models.c, _pools.c) */
 
 char *ngx_http_starling_cluster_block(ngx_conf_t *cf, ngx_command_t *cmd,
     void *conf);

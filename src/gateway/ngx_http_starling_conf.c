@@ -1,7 +1,7 @@
 /*
  * The starling_cluster block: its simple directives, their defaults, and what
  * must be true of the whole. Models, pools and engines are read in
- * ngx_http_starling_pools.c.
+ * ngx_http_starling_models.c and ngx_http_starling_pools.c.
  */
 
 #include "ngx_http_starling.h"

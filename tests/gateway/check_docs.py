@@ -41,7 +41,7 @@ def directives():
 
 
 def parameters():
-    text = source("conf") + source("pools")
+    text = source("conf") + source("models") + source("pools")
     return found("parameters", re.findall(r'\{ "(\w+)", NGX_HTTP_STARLING_[A-Z]', text))
 
 
