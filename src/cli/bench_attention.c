@@ -47,7 +47,7 @@ static bool fill(attention *a, const st_kernels *k, st_dtype dtype)
     size_t queries = (size_t)c->queries * (size_t)c->seqs * (size_t)c->heads;
     enum { VARIETY = 97 };
     float *x = st_bench_filled(VARIETY * elems * sizeof *x, true);
-    unsigned char *kv = aligned_alloc(64, blocks * BLOCK * stride / 64 * 64 + 64);
+    unsigned char *kv = st_bench_pages(blocks * BLOCK * stride);
     a->kv = (st_kv_layer){kv, BLOCK * stride, stride, BLOCK, dtype};
     a->table = malloc(blocks * sizeof *a->table);
     a->q = st_bench_filled(queries * (size_t)c->k_dim * sizeof *a->q, true);

@@ -4,7 +4,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "cli/bench_time.h"
 #include "kernels/ops.h"
@@ -46,11 +45,7 @@ static void *packed_blocks(const st_kernels *k, const st_packed *w, size_t bytes
 {
     size_t block = k->pack_block_bytes(w), rows = (size_t)k->pack_cols, n = rows * (size_t)w->k;
     size_t groups = (size_t)st_weight_groups(w->k, w->group);
-    /* As the model has them: in large pages where there are some. */
-    const size_t page = 2 << 20;
-    unsigned char *mem = aligned_alloc(page, (bytes + page - 1) / page * page), *data;
-    if (mem)
-        (void)madvise(mem, bytes / page * page, MADV_HUGEPAGE);
+    unsigned char *mem = st_bench_pages(bytes), *data;
     float *scale = st_bench_filled(rows * groups * sizeof *scale, true);
     data = st_bench_filled(n * sizeof(float), w->type == ST_WEIGHT_F32);
     for (size_t i = 0; data && i < n; i++) {

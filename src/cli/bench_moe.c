@@ -4,10 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
 #include "base/clock.h"
-#include "cli/bench.h"
+#include "cli/bench_time.h"
 #include "kernels/ops_experts.h"
 
 enum {
@@ -79,11 +78,8 @@ static st_status make_weights(moe_bench *m)
 {
     const st_kernels *k = m->b->k;
     size_t up = packed_bytes(k, &up_shape), down = packed_bytes(k, &down_shape);
-    const size_t page = 2 << 20, bytes = ((2 * up + down) * EXPERTS + page - 1) / page * page;
-    char *at = m->weights = aligned_alloc(page, bytes);
+    char *at = m->weights = st_bench_pages((2 * up + down) * EXPERTS);
     st_status s = at ? ST_OK : ST_ENOMEM;
-    if (at)
-        (void)madvise(at, bytes, MADV_HUGEPAGE); /* as a model's packs have it */
     for (int e = 0; e < EXPERTS && !s; e++, at += 2 * up + down)
         if (!(s = pack(k, &m->gate[e], at, up_shape)) &&
             !(s = pack(k, &m->up[e], at + up, up_shape)))

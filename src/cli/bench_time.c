@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "base/clock.h"
 
@@ -40,5 +41,14 @@ void *st_bench_filled(size_t bytes, bool floats)
         float f = (float)(int32_t)x * 0x1p-31f;
         memcpy(p + i, floats ? (void *)&f : (void *)&x, 4);
     }
+    return p;
+}
+
+void *st_bench_pages(size_t bytes)
+{
+    const size_t page = 2 << 20, all = (bytes + page - 1) / page * page;
+    void *p = aligned_alloc(page, all);
+    if (p)
+        (void)madvise(p, all, MADV_HUGEPAGE);
     return p;
 }

@@ -11,5 +11,8 @@ double st_bench_time(const st_bench *b, st_timed_fn *fn, void *arg);
 /* 64-byte aligned bytes that are neither zero nor all alike, or floats between -1 and 1; NULL
  * without memory. To be freed. */
 void *st_bench_filled(size_t bytes, bool floats);
+/* Memory in large pages where there are some, as a model has its packs and its KV; NULL without
+ * memory. To be freed. */
+void *st_bench_pages(size_t bytes);
 
 #endif
