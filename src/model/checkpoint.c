@@ -368,3 +368,11 @@ void st_checkpoint_release(const st_checkpoint *c, const st_tensor *t)
     if (t >= c->tensors && t < c->tensors + c->n_tensors && begin < end)
         (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
 }
+
+void st_checkpoint_want(const st_tensor *t)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)t->data;
+    uintptr_t end = begin + t->bytes;
+    begin = begin / page * page;
+    (void)madvise((void *)begin, end - begin, MADV_WILLNEED);
+}

@@ -44,6 +44,9 @@ uint64_t st_checkpoint_stamp(const st_checkpoint *c);
 /* Lets the system take back the memory of a tensor's pages, which are read again when needed. t is
  * one of this checkpoint's. */
 void st_checkpoint_release(const st_checkpoint *c, const st_tensor *t);
+/* Has the system begin to read a tensor that will be used where it lies: otherwise its rows come
+ * from the disk one by one, each when it is first met. */
+void st_checkpoint_want(const st_tensor *t);
 
 /* Config alone, from JSON texts (generation may be NULL); for tests and fuzzing. */
 ST_NODISCARD st_status st_model_config_parse(const char *json, size_t len, const char *generation,

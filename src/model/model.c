@@ -65,6 +65,8 @@ static st_status load_weights(st_model *m, const st_model_options *o, st_error *
     }
     if (!status)
         status = st_packs_make(st_weights_plan(w), &how, m->pool, &m->packs, err);
+    if (!status)
+        st_checkpoint_want(st_checkpoint_find(m->ckpt, "model.embed_tokens.weight"));
     st_weights_free(w);
     return status;
 }
