@@ -85,7 +85,7 @@ ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], co
 #include "kernels/simd/simd_packed_int.inc"
 
 PK_TILE_SET_12(i8, pk_i8_tile, ST_WEIGHT_I8)
-PK_TILE_SET_12(i4, pk_i4_tile, ST_WEIGHT_I4)
+PK_TILE_SET_6(i4, pk_i4_tile, ST_WEIGHT_I4)
 
 size_t st_avx512vnni_pack_block_bytes(const st_packed *shape)
 {
