@@ -89,12 +89,13 @@ typedef struct st_kernels {
      * I4: groups in order: v = fma(float(integer dot product of the group), scale, v); then
      * v * a->scale[i]. */
     void (*matmul)(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1);
-    /* Products with a->x itself, whatever the weights are, as exact as float32 math; k is at most
-     * ST_MAX_FLOAT_K. F32, F16, BF16, F8: as matmul. I8: one chain of multiply-adds along k, times
-     * scale[j]. I4: groups in order: v = fma(the group's chain, scale, v). Or, where integers are
-     * faster: a row as fixed point of 24 bits, absmax/127 being 2^16 steps (zeros where absmax is
-     * below 2^-100), whose three bytes are multiplied as matmul does, and added up from the lowest.
-     */
+    /* Products with a->x itself, whatever the weights are; k is at most ST_MAX_FLOAT_K. As exact as
+     * float32 math: F32, F16, BF16, F8 as matmul; I8: one chain of multiply-adds along k, times
+     * scale[j]; I4: groups in order: v = fma(the group's chain, scale, v). Where integers are
+     * faster, I8 and I4 meet a row as fixed point of 16 bits instead, absmax/127 being 2^8 steps
+     * (zeros where absmax is below 2^-100), whose two bytes are multiplied as matmul does:
+     * d = fma(float(high dot product), 256, float(low dot product)); I8: d * (step * scale[j]);
+     * I4: groups in order: v = fma(d of the group, scale, v), then v * step. */
     void (*matmul_float)(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0, int n1);
     /* Fills a->q, a->scale and a->sum from a->x. Per row: scale = absmax/127 (1 for a row of
      * zeros, NaN and zeros for a row that is not finite), q = round half to even of x / scale,

@@ -140,10 +140,11 @@ static bool take(st_ops_share *s, bool own, uint32_t *task)
     return true;
 }
 
-static void share_task(void *arg, size_t mine, int worker)
+/* A thread's share is always the same one of a loop. */
+static void share_task(void *arg, size_t task_of_loop, int worker)
 {
     const share_run *r = arg;
-    size_t n = (size_t)st_pool_threads(r->ops->pool);
+    size_t n = (size_t)st_pool_threads(r->ops->pool), mine = (size_t)worker;
     uint32_t task;
     for (size_t i = 0; i < n; i++)
         while (take(&r->ops->shares[(mine + i) % n], i == 0, &task))
@@ -162,6 +163,13 @@ void st_ops_run_shares(st_ops *ops, size_t n_tasks, st_task_fn *fn, void *arg)
         atomic_store_explicit(&ops->shares[i].left, tasks * (i + 1) / n << 32 | tasks * i / n,
                               memory_order_relaxed);
     st_pool_run(ops->pool, n, share_task, &run);
+}
+
+void st_op_run_neighbours(st_ops *ops, st_op_kind kind, size_t n_tasks, st_task_fn *fn, void *arg)
+{
+    uint64_t start = st_now_ns();
+    st_ops_run_shares(ops, n_tasks, fn, arg);
+    ops->ns[kind] += st_now_ns() - start;
 }
 
 /* ---- matrix products ---- */

@@ -79,6 +79,9 @@ typedef enum st_op_kind {
 } st_op_kind;
 /* Runs a loop of the caller's own making on the pool and books its time under kind. */
 void st_op_run(st_ops *ops, st_op_kind kind, size_t n_tasks, st_task_fn *fn, void *arg);
+/* The same for tasks that read weights and lie side by side in memory: a thread takes neighbours
+ * one after the other. */
+void st_op_run_neighbours(st_ops *ops, st_op_kind kind, size_t n_tasks, st_task_fn *fn, void *arg);
 const char *st_op_kind_name(st_op_kind kind);
 void st_ops_profile(const st_ops *ops, uint64_t ns[ST_OP_KIND_COUNT]);
 void st_ops_profile_reset(st_ops *ops);

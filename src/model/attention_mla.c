@@ -217,14 +217,14 @@ void st_mla_run(st_model *m, const st_step *s, int32_t layer)
     }
     size_t head_tasks =
         (size_t)c->n_heads * (size_t)((s->n + ST_HEAD_TASK_TOKENS - 1) / ST_HEAD_TASK_TOKENS);
-    st_op_run(m->ops, ST_OP_MATMUL_F, head_tasks, query_task, &run);
+    st_op_run_neighbours(m->ops, ST_OP_MATMUL_F, head_tasks, query_task, &run);
     if (w->n_expanded_seqs > 0)
         attend_expanded(&run);
     if (w->n_seqs > 0) {
         st_model_attention(m, s, layer, w->o_lat, w->q_lat);
         for (size_t i = 0; i < head_tasks / (size_t)c->n_heads; i++)
             atomic_store_explicit(&w->heads_done[i], 0, memory_order_relaxed);
-        st_op_run(m->ops, ST_OP_MATMUL_F, head_tasks, value_task, &run);
+        st_op_run_neighbours(m->ops, ST_OP_MATMUL_F, head_tasks, value_task, &run);
     }
     st_model_output_projection(m, s, l, &a->o, w->n_seqs > 0);
 }

@@ -53,7 +53,7 @@ static void *allocate(loader *l, size_t n, size_t size)
 static st_status load_mla(loader *l, st_layer *y)
 {
     const st_model_config *c = &l->m->config;
-    st_mla_weights *a = &y->mla;
+    st_mla_weights *a = &y->mla; /* taken in the order of their use, in which packs lie */
     int32_t q = c->n_heads * (c->qk_nope_head_dim + c->qk_rope_head_dim);
     int32_t kv = c->kv_lora_rank + c->qk_rope_head_dim, hidden = c->hidden_size;
     st_status s;
@@ -61,8 +61,7 @@ static st_status load_mla(loader *l, st_layer *y)
         if ((s = linear(l, name_of(l, "self_attn.q_a_proj"), c->q_lora_rank, hidden, c->qkv_bias,
                         &a->q_a)) ||
             (s = vector(l, name_of(l, "self_attn.q_a_layernorm.weight"), c->q_lora_rank,
-                        &a->q_a_norm)) ||
-            (s = linear(l, name_of(l, "self_attn.q_b_proj"), q, c->q_lora_rank, false, &a->q_b)))
+                        &a->q_a_norm)))
             return s;
     } else if ((s = linear(l, name_of(l, "self_attn.q_proj"), q, hidden, false, &a->q_b))) {
         return s;
@@ -77,6 +76,8 @@ static st_status load_mla(loader *l, st_layer *y)
                     &a->kv_a)) ||
         (s = vector(l, name_of(l, "self_attn.kv_a_layernorm.weight"), c->kv_lora_rank,
                     &a->kv_a_norm)) ||
+        (c->q_lora_rank &&
+         (s = linear(l, name_of(l, "self_attn.q_b_proj"), q, c->q_lora_rank, false, &a->q_b))) ||
         (s = st_weights_kv_b(l->w, name_of(l, "self_attn.kv_b_proj"), c->n_heads,
                              c->qk_nope_head_dim, c->v_head_dim, c->kv_lora_rank, b, l->err)))
         return s;

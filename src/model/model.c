@@ -7,7 +7,7 @@
 
 /* Raise this when any order of summation changes: blocks and handovers of engines that sum
  * otherwise must not mix with ours. */
-#define ARITHMETIC 2
+#define ARITHMETIC 3
 
 static st_attn_shape attention_shape(const st_model_config *c)
 {

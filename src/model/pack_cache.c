@@ -20,7 +20,7 @@
 
 #define MAGIC "STPACK\r\n"
 
-enum { VERSION = 3, PAGE = 4096 };
+enum { VERSION = 4, PAGE = 4096 };
 
 typedef struct file_header {
     char magic[8];

@@ -182,30 +182,41 @@ static st_status key_scales(st_weights *w, const st_weight_source *all, int32_t 
     return ST_OK;
 }
 
+/* One kind of every head's matrices, side by side in memory: they are read one after the other. */
+static st_status add_heads(st_weights *w, const char *name, const char *kind,
+                           const st_weight_source *all, int32_t n_heads, int32_t first, int32_t n,
+                           bool transposed, st_packed *out, st_error *err)
+{
+    int32_t rows = all->n / n_heads;
+    for (int32_t h = 0; h < n_heads; h++) {
+        char full[320];
+        st_weight_source part;
+        snprintf(full, sizeof full, "%s, head %d, %s", name, h, kind);
+        st_weight_source_slice(all, h * rows + first, n, transposed, &part);
+        st_status status = add(w, full, &part, &out[h], err);
+        if (status)
+            return status;
+    }
+    return ST_OK;
+}
+
 st_status st_weights_kv_b(st_weights *w, const char *name, int32_t n_heads, int32_t nope, int32_t v,
                           int32_t kv_lora, st_kv_b *out, st_error *err)
 {
     void *mem = NULL;
     if (allocate(w, 1, sizeof(st_weight_source), &mem, err))
         return ST_ENOMEM;
-    st_weight_source *all = mem, part; /* the heads' sources point to it */
+    st_weight_source *all = mem; /* the heads' sources point to it */
     int32_t rows = nope + v;
     st_status status = st_weight_source_find(w->ckpt, name, n_heads * rows, kv_lora, all, err);
     if (!status && st_weight_takes_int8(all->type))
         status = key_scales(w, all, n_heads, nope, rows, out, err);
-    for (int32_t h = 0; !status && h < n_heads; h++) {
-        char full[320];
-        snprintf(full, sizeof full, "%s, head %d, keys", name, h);
-        st_weight_source_slice(all, h * rows, nope, true, &part);
-        if ((status = add(w, full, &part, &out->uk[h], err)))
-            break;
-        snprintf(full, sizeof full, "%s, head %d, keys as published", name, h);
-        st_weight_source_slice(all, h * rows, nope, false, &part);
-        if ((status = add(w, full, &part, &out->wk[h], err)))
-            break;
-        snprintf(full, sizeof full, "%s, head %d, values", name, h);
-        st_weight_source_slice(all, h * rows + nope, v, false, &part);
-        status = add(w, full, &part, &out->uv[h], err);
-    }
+    if (!status)
+        status =
+            add_heads(w, name, "keys as published", all, n_heads, 0, nope, false, out->wk, err);
+    if (!status)
+        status = add_heads(w, name, "keys", all, n_heads, 0, nope, true, out->uk, err);
+    if (!status)
+        status = add_heads(w, name, "values", all, n_heads, nope, v, false, out->uv, err);
     return status;
 }

@@ -2,7 +2,7 @@
 #ifndef ST_KERNELS_AVX512_H
 #define ST_KERNELS_AVX512_H
 
-#include "kernels/kernels.h"
+#include "kernels/packed_run.h"
 
 extern const st_kernels st_kernels_avx512;
 extern const st_kernels st_kernels_avx512vnni;
@@ -31,6 +31,9 @@ void st_avx512vnni_matmul(float *y, size_t ldy, const st_act *a, const st_packed
                           int n1);
 void st_avx512vnni_matmul_float(float *y, size_t ldy, const st_act *a, const st_packed *w, int n0,
                                 int n1);
+/* For rows in two planes (avx512vnni_planes.c): their tiles by rows of x, and where things are. */
+const st_tile_set *st_avx512vnni_plane_tiles(st_weight_type type);
+st_pack_layout st_avx512vnni_pack_layout(const st_packed *w);
 double st_avx512vnni_peak_i8(int steps);
 
 #endif

@@ -83,9 +83,22 @@ ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], co
 }
 
 #include "kernels/simd/simd_packed_int.inc"
+#include "kernels/simd/simd_packed_planes.inc"
 
 PK_TILE_SET_12(i8, pk_i8_tile, ST_WEIGHT_I8)
 PK_TILE_SET_6(i4, pk_i4_tile, ST_WEIGHT_I4)
+PK_TILE_SET_6(planes_i8, pk_planes_i8_tile, ST_WEIGHT_I8)
+PK_TILE_SET_6(planes_i4, pk_planes_i4_tile, ST_WEIGHT_I4)
+
+const st_tile_set *st_avx512vnni_plane_tiles(st_weight_type type)
+{
+    return type == ST_WEIGHT_I8 ? &planes_i8 : &planes_i4;
+}
+
+st_pack_layout st_avx512vnni_pack_layout(const st_packed *w)
+{
+    return pk_layout(w);
+}
 
 size_t st_avx512vnni_pack_block_bytes(const st_packed *shape)
 {
