@@ -9,11 +9,11 @@
 enum stage { GATHER, GATE_UP, QUANTIZE, DOWN };
 
 enum {
-    /* Cost of a task in bytes of weights times passes over them: small, as the tasks that a thread
-     * takes one after the other lie one after the other in memory. */
+    /* Cost of a task in bytes of weights times passes over them. A task of gate|up starts at two
+     * new places in memory, so tasks are as large as threads that finish together allow. */
     EXPERT_LEAST_COST = 64 << 10,
     EXPERT_MOST_COST = 3 << 20,
-    EXPERT_TASKS_PER_THREAD = 64,
+    EXPERT_TASKS_PER_THREAD = 6,
     /* Rows of x for which reading the weights still costs more than the arithmetic. */
     EXPERT_FREE_ROWS = 12,
     /* Groups of rows are not cut smaller than this: each reads the weights again. */

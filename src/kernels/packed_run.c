@@ -46,7 +46,7 @@ static int unaided_rows(const st_packed *w, bool int8)
     case ST_WEIGHT_BF16:
         return 1;
     case ST_WEIGHT_I8:
-        return int8 ? 3 : 0;
+        return int8 ? 5 : 0;
     default:
         return 0;
     }
