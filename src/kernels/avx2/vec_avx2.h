@@ -11,6 +11,7 @@
 
 typedef __m256 vf;
 typedef __m256i vi;
+typedef int32_t __attribute__((may_alias, aligned(1))) vi_lane; /* in memory */
 
 enum {
     VL = 8,
@@ -299,10 +300,31 @@ static inline vi vi_mul(vi a, vi b)
 {
     return _mm256_mullo_epi32(a, b);
 }
-/* Sums of pairs of 16-bit products. */
-static inline vi vi_madd(vi a, vi b)
+/* acc[j] += the sums of pairs of w[j] times two 16-bit inputs from x on. By hand: with intrinsics
+ * GCC 12 copies accumulators to the stack and back, which halves the speed. */
+static inline __attribute__((always_inline)) void vi_add_madd(vi acc[2], const int16_t *x,
+                                                              const vi w[2])
 {
-    return _mm256_madd_epi16(a, b);
+    vi a, b;
+    __asm__("vpbroadcastd %4, %1\n\tvpmaddwd %5, %1, %0\n\tvpmaddwd %6, %1, %1\n\t"
+            "vpaddd %0, %2, %2\n\tvpaddd %1, %3, %3"
+            : "=&x"(a), "=&x"(b), "+x"(acc[0]), "+x"(acc[1])
+            : "m"(*(const vi_lane *)(const void *)x), "x"(w[0]), "x"(w[1]));
+}
+/* The same in lanes of 16 bits, with unsigned bytes w[j] and four signed ones from x on. */
+static inline __attribute__((always_inline)) void vi_add_maddubs(vi acc[2], const int8_t *x,
+                                                                 const vi w[2])
+{
+    vi a, b;
+    __asm__("vpbroadcastd %4, %1\n\tvpmaddubsw %1, %5, %0\n\tvpmaddubsw %1, %6, %1\n\t"
+            "vpaddw %0, %2, %2\n\tvpaddw %1, %3, %3"
+            : "=&x"(a), "=&x"(b), "+x"(acc[0]), "+x"(acc[1])
+            : "m"(*(const vi_lane *)(const void *)x), "x"(w[0]), "x"(w[1]));
+}
+/* Sums of pairs of 16-bit lanes. */
+static inline vi vi_pair_sums(vi a)
+{
+    return _mm256_madd_epi16(a, _mm256_set1_epi16(1));
 }
 /* VL bytes as 32-bit integers. */
 static inline vi vi_load_u8(const void *p)
@@ -323,15 +345,18 @@ static inline vi vi_high_half(vi a)
 {
     return _mm256_srai_epi32(a, 16);
 }
-/* 8 VL half bytes as 16-bit integers: v[p][j] from bits 4*(2p + j) on of each 16. */
-static inline void vi_widen_i4(const void *p, vi v[2][2])
+/* 8 VL half bytes as unsigned bytes: v[0] the low ones, v[1] the high ones. */
+static inline void vi_widen_i4(const void *p, vi v[2])
 {
-    const vi low = _mm256_set1_epi16(15);
+    const vi low = _mm256_set1_epi8(15);
     vi u = _mm256_loadu_si256(p);
-    v[0][0] = _mm256_and_si256(u, low);
-    v[0][1] = _mm256_and_si256(_mm256_srli_epi16(u, 4), low);
-    v[1][0] = _mm256_and_si256(_mm256_srli_epi16(u, 8), low);
-    v[1][1] = _mm256_srli_epi16(u, 12);
+    v[0] = _mm256_and_si256(u, low);
+    v[1] = _mm256_and_si256(_mm256_srli_epi16(u, 4), low);
+}
+/* Four bits of each lane, from bit n on. */
+static inline vi vi_four_bits(vi a, int n)
+{
+    return _mm256_and_si256(_mm256_srli_epi32(a, n), _mm256_set1_epi32(15));
 }
 /* The larger of |a|'s bits and m, as unsigned integers: NaN is above infinity. */
 static inline vi vi_absmax(vi m, vf a)
