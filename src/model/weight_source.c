@@ -421,7 +421,7 @@ static const st_weight_reader slice_reader = {slice_scratch, slice_read, slice_s
 /* Scales of the result: for integers, all are 1. */
 static size_t ones_bytes(const st_weight_source *s, int32_t n_rows)
 {
-    return s->type == ST_WEIGHT_I8 ? aligned((size_t)n_rows * sizeof(float)) : 0;
+    return st_weight_takes_int8(s->type) ? aligned((size_t)n_rows * sizeof(float)) : 0;
 }
 
 static size_t transposed_scratch(const st_weight_source *s, int32_t n_rows)
@@ -441,6 +441,8 @@ static void put_transposed(const st_weight_source *s, const st_weight_rows *rows
             size_t i = (size_t)r * from + (size_t)c;
             if (s->type == ST_WEIGHT_I8)
                 ((int8_t *)result)[to + (size_t)r] = integer_of(rows, r, c);
+            else if (s->type == ST_WEIGHT_I4)
+                ((uint8_t *)result)[to + (size_t)r] = ((const uint8_t *)rows->data)[i];
             else if (element_size(s->type) == 2)
                 memcpy((uint16_t *)result + to + r, (const char *)rows->data + 2 * i, 2);
             else
@@ -463,32 +465,45 @@ static st_status transposed_read(const st_weight_source *s, int32_t r0, int32_t 
             return status;
         put_transposed(s, &rows, r0, r1, at, scratch);
     }
-    bool integers = s->type == ST_WEIGHT_I8;
+    bool integers = st_weight_takes_int8(s->type);
     for (int32_t i = 0; integers && i < r1 - r0; i++)
         ones[i] = 1;
-    *out = (st_weight_rows){
-        .type = s->type, .n = r1 - r0, .k = s->k, .data = scratch, .scale = integers ? ones : NULL};
+    *out = (st_weight_rows){.type = s->type,
+                            .n = r1 - r0,
+                            .k = s->k,
+                            .group = s->group,
+                            .data = scratch,
+                            .scale = integers ? ones : NULL};
     return ST_OK;
 }
 
 static const st_weight_reader transposed_reader = {transposed_scratch, transposed_read, NULL};
 
-/* What a slice of such a source is of. */
-static st_weight_type slice_type(st_weight_type base, bool transposed)
+/* What a slice of such a source is of. Zero points of their own would lie along the inputs of a
+ * transposed one. */
+static st_weight_type slice_type(const st_weight_source *base, bool transposed)
 {
-    if (base == ST_WEIGHT_F8)
+    if (base->type == ST_WEIGHT_F8)
         return ST_WEIGHT_F32;
-    return transposed && base == ST_WEIGHT_I4 ? ST_WEIGHT_I8 : base;
+    return transposed && base->has_zero ? ST_WEIGHT_I8 : base->type;
+}
+
+/* I4 is one group where it is transposed: of scales that are 1. */
+static int32_t slice_group(const st_weight_source *base, int32_t n, bool transposed)
+{
+    if (base->type != ST_WEIGHT_I4 || (transposed && base->has_zero))
+        return 0;
+    return transposed ? n : base->group;
 }
 
 void st_weight_source_slice(const st_weight_source *base, int32_t first, int32_t n, bool transposed,
                             st_weight_source *out)
 {
     *out = (st_weight_source){.reader = transposed ? &transposed_reader : &slice_reader,
-                              .type = slice_type(base->type, transposed),
+                              .type = slice_type(base, transposed),
                               .n = transposed ? base->k : n,
                               .k = transposed ? n : base->k,
-                              .group = transposed || base->type == ST_WEIGHT_F8 ? 0 : base->group,
+                              .group = slice_group(base, n, transposed),
                               .has_zero = !transposed && base->has_zero,
                               .base = base,
                               .first = first};

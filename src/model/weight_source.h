@@ -58,8 +58,8 @@ ST_NODISCARD st_status st_weight_source_float(const st_checkpoint *c, const char
 
 /* Rows [first, first + n) of base as a source of their own, in base's type; but F8 becomes F32, for
  * weights that meet float inputs. transposed: the result has base's k rows of n elements; integers
- * come without their scales then (I8, with scales of 1), which belong to its inputs. base must stay
- * where it is. */
+ * come without their scales then (with scales of 1; I8 where I4 has zero points), which belong to
+ * its inputs. base must stay where it is. */
 void st_weight_source_slice(const st_weight_source *base, int32_t first, int32_t n, bool transposed,
                             st_weight_source *out);
 
