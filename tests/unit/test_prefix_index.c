@@ -463,7 +463,7 @@ static void *history_writer(void *arg)
     return NULL;
 }
 
-static void history_takes_many_writers(void **state)
+static void threads_write_the_history(void **state)
 {
     (void)state;
     size_t bytes;
@@ -507,7 +507,7 @@ static void *reader(void *arg)
     return NULL;
 }
 
-static void readers_never_miss_what_stays(void **state)
+static void threads_find_what_stays(void **state)
 {
     (void)state;
     enum { N = 200, CHURN = 30000 };
@@ -710,8 +710,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_million_random_operations),
         cmocka_unit_test(history_remembers_and_ages),
         cmocka_unit_test(history_forgets_by_size),
-        cmocka_unit_test(history_takes_many_writers),
-        cmocka_unit_test(readers_never_miss_what_stays),
+        cmocka_unit_test(threads_write_the_history),
+        cmocka_unit_test(threads_find_what_stays),
         cmocka_unit_test(a_killed_writer_leaves_a_usable_index),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
