@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """The engine against the float64 oracle: every family, every weight dtype, odd shapes.
 
-    compare_families.py [--starling build/starling] [--isa ref] [--only WORD] [--no-lexicon]
+    compare_families.py [--starling build/starling] [--isa '' --isa ref] [--only WORD] [--no-lexicon]
 
 For every tiny checkpoint and several lengths: relative error of the logits <= 1e-4 for F32, F16
 and BF16 weights with F32 KV. W8A8 rounds activations to 8 bits: a last-bit difference at a rounding
@@ -12,7 +12,7 @@ them together to 2e-2, and the argmax must agree at 90% of positions.
 BF16 KV is compared with an oracle that rounds the same values to bfloat16, by the median position
 (1e-3), since a last-bit difference can fall to the other side there too.
 
-Then the lexicon: logits against its goldens, perplexity against its reference.
+Then the lexicon, with the first --isa: logits against its goldens, perplexity against its reference.
 """
 import argparse
 import json
@@ -24,8 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from oracle_common import (GOLDEN, LEXICON, ROOT, Engine, Table, relative_error, row_errors,
-                           test_tokens)
+from oracle_common import (GOLDEN, LEXICON, Table, add_engine_options, engines_of, relative_error,
+                           row_errors, test_tokens)
 
 import forward
 import make_checkpoint
@@ -52,11 +52,11 @@ def sure_positions(oracle):
     return int(unsure.argmax()) if unsure.any() else len(unsure)
 
 
-def make_sure_of(folder, make_seed, length, rounds):
-    """Makes a checkpoint by make_seed(folder, seed); where inputs are rounded to 8 bits, the first
-    seed's whose oracle is sure of enough positions. Returns (tokens, oracle, its logits, number of
-    sure positions)."""
-    for seed in range(1, 50):
+def make_sure_of(folder, make_seed, length, rounds, first=1):
+    """Makes a checkpoint by make_seed(folder, seed); where inputs are rounded to 8 bits, that of the
+    first seed from first on whose oracle is sure of enough positions. Returns (tokens, oracle, its
+    logits, number of sure positions)."""
+    for seed in range(first, first + 50):
         config = make_seed(folder, seed)
         tokens = test_tokens(length, config['vocab_size'])
         oracle = forward.Model(folder)
@@ -72,16 +72,13 @@ def make_sure(folder, preset, dtype):
                         dtype == 'W8A8')
 
 
-def compare(engine, lengths, preset, dtype):
-    """Returns (ok, text)."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokens, oracle, reference, sure = make_sure(folder, preset, dtype)
-        errors, ok = [], True
-        for n in lengths:
-            x, r = engine.logits(folder, tokens[:n]), reference[:n]
-            if dtype == 'W8A8':  # which latents are rounded depends on the prompt's length
-                r = oracle.forward(tokens[:n])
-                sure = sure_positions(oracle)
+def compare(engine, folder, dtype, oracle, cases):
+    """The engine's logits with the oracle's: cases are (tokens, logits, sure positions). Returns
+    (engine, ok, text)."""
+    errors, ok = [], True
+    try:
+        for tokens, r, sure in cases:
+            x = engine.logits(folder, tokens)
             if x.shape != r.shape:
                 raise RuntimeError(f'logits {x.shape}, expected {r.shape}')
             errors.append(relative_error(x, r))
@@ -92,13 +89,29 @@ def compare(engine, lengths, preset, dtype):
                       and (rows[:sure] <= FLOAT_BOUND).all())
             else:
                 ok = ok and errors[-1] <= FLOAT_BOUND
-        text = ' '.join(f'{e:8.1e}' for e in errors)
-        if dtype == 'W8A8':
-            return ok, f'{text}  {rows[:sure].max():.1e} at {sure} sure positions'
-        return ok, f'{text}  router gap {oracle.router_gap.min():.0e}'
+    except RuntimeError as e:
+        return engine, False, str(e)
+    text = ' '.join(f'{e:8.1e}' for e in errors)
+    if dtype == 'W8A8':
+        return engine, ok, f'{text}  {rows[:sure].max():.1e} at {sure} sure positions'
+    return engine, ok, f'{text}  router gap {oracle.router_gap.min():.0e}'
 
 
-def bf16_kv(engine, table, only):
+def family(engines, lengths, preset, dtype):
+    """Returns compare()'s results, one an engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokens, oracle, reference, sure = make_sure(folder, preset, dtype)
+        cases = []
+        for n in lengths:
+            r = reference[:n]
+            if dtype == 'W8A8':  # which latents are rounded depends on the prompt's length
+                r = oracle.forward(tokens[:n])
+                sure = sure_positions(oracle)
+            cases.append((tokens[:n], r, sure))
+        return [compare(e, folder, dtype, oracle, cases) for e in engines]
+
+
+def bf16_kv(engines, table, only):
     """The longest run of each BF16 checkpoint again, with BF16 KV on both sides."""
     for preset in make_checkpoint.PRESETS:
         if not preset.startswith('tiny-') or only not in f'{preset} BF16':
@@ -108,32 +121,28 @@ def bf16_kv(engine, table, only):
             tokens = test_tokens(max(LENGTHS), config['vocab_size'])
             plain = forward.Model(folder).forward(tokens)
             reference = forward.Model(folder, 'bf16').forward(tokens)
-            name = f'{preset} BF16, BF16 KV'
-            try:
-                x = engine.logits(folder, tokens, '--kv-cache-dtype', 'bf16')
-            except RuntimeError as e:
-                table.row(name, False, str(e))
-                continue
-            median = float(np.median(row_errors(x, reference)))
-            rounding = float(np.median(row_errors(x, plain)))
-            # The second number proves that the engine did round.
-            table.row(name, median <= 1e-3 < rounding * 4,
-                      f'median {median:.1e}; to F32 KV {rounding:.1e}')
+            results = []
+            for engine in engines:
+                try:
+                    x = engine.logits(folder, tokens, '--kv-cache-dtype', 'bf16')
+                except RuntimeError as e:
+                    results.append((engine, False, str(e)))
+                    continue
+                median = float(np.median(row_errors(x, reference)))
+                rounding = float(np.median(row_errors(x, plain)))
+                # The second number proves that the engine did round.
+                results.append((engine, median <= 1e-3 < rounding * 4,
+                                f'median {median:.1e}; to F32 KV {rounding:.1e}'))
+            table.rows(f'{preset} BF16, BF16 KV', results)
 
 
-def families(engine, table, only, lengths):
+def families(engines, table, only, lengths):
     cases = [(p, d) for p in make_checkpoint.PRESETS if p.startswith('tiny-') for d in DTYPES
              if only in f'{p} {d}']
 
-    def run(case):
-        try:
-            return compare(engine, lengths, *case)
-        except RuntimeError as e:
-            return False, str(e)
-
     with ThreadPoolExecutor(2) as pool:
-        for case, (ok, text) in zip(cases, pool.map(run, cases)):
-            table.row(' '.join(case), ok, text)
+        for case, results in zip(cases, pool.map(lambda c: family(engines, lengths, *c), cases)):
+            table.rows(' '.join(case), results)
 
 
 def lexicon_logits(engine, table):
@@ -196,20 +205,19 @@ def lexicon_perplexity(engine, table):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n\n', maxsplit=1)[0])
-    ap.add_argument('--starling', default=os.path.join(ROOT, 'build', 'starling'))
-    ap.add_argument('--isa', help='kernels to use (STARLING_CPU)')
+    add_engine_options(ap)
     ap.add_argument('--only', default='', help='checkpoints whose "preset DTYPE" contains this')
     ap.add_argument('--ends', action='store_true', help='only the shortest and the longest prompt')
     ap.add_argument('--no-lexicon', action='store_true')
     args = ap.parse_args()
-    engine, table = Engine(args.starling, args.isa), Table()
+    engines, table = engines_of(args), Table()
     lengths = (LENGTHS[0], LENGTHS[-1]) if args.ends else LENGTHS
     print(f'relative error at {lengths} tokens')
-    families(engine, table, args.only, lengths)
-    bf16_kv(engine, table, args.only)
+    families(engines, table, args.only, lengths)
+    bf16_kv(engines, table, args.only)
     if not args.no_lexicon:
-        lexicon_logits(engine, table)
-        lexicon_perplexity(engine, table)
+        lexicon_logits(engines[0], table)
+        lexicon_perplexity(engines[0], table)
     return table.finish()
 
 

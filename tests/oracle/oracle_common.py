@@ -31,7 +31,7 @@ class Engine:
     """`starling logits` as a function."""
 
     def __init__(self, binary, isa=None):
-        self.binary = binary
+        self.binary, self.isa = binary, isa
         self.env = dict(os.environ, **({'STARLING_CPU': isa} if isa else {}))
 
     def logits(self, folder, tokens, *options):
@@ -46,6 +46,16 @@ class Engine:
             return np.load(out)
 
 
+def add_engine_options(ap):
+    ap.add_argument('--starling', default=os.path.join(ROOT, 'build', 'starling'))
+    ap.add_argument('--isa', action='append', help="kernels to use (STARLING_CPU); may stand "
+                    "several times, and '' is the processor's best")
+
+
+def engines_of(args):
+    return [Engine(args.starling, isa) for isa in args.isa or ['']]
+
+
 class Table:
     """Prints one line per check; remembers whether all passed."""
 
@@ -58,6 +68,11 @@ class Table:
         if not ok:
             self.failed.append(name)
         print(f'{"ok  " if ok else "FAIL"} {name:38} {text}', flush=True)
+
+    def rows(self, name, results):
+        """One line per engine: (engine, ok, text) each."""
+        for engine, ok, text in results:
+            self.row(name + (f', {engine.isa}' if engine.isa else ''), ok, text)
 
     def finish(self):
         print(f'{self.n - len(self.failed)} of {self.n} agree')
