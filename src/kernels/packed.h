@@ -39,6 +39,8 @@ typedef struct st_packed {
     int32_t n, k;
     int32_t group; /* as in st_weight_rows */
     bool has_zero; /* I4: zero points are stored; otherwise they are 8 */
+    /* I4: what scales may be stored as: F32, or F16 or BF16 where that holds every one exactly. */
+    st_weight_type scale;
     const void *data;
 } st_packed;
 

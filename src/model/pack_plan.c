@@ -70,7 +70,8 @@ st_status st_pack_plan_add(st_pack_plan *p, const char *name, const st_weight_so
                               .n = source->n,
                               .k = source->k,
                               .group = source->group,
-                              .has_zero = source->has_zero};
+                              .has_zero = source->has_zero,
+                              .scale = source->scale};
     item->n_blocks =
         rounded_up((size_t)source->n, (size_t)p->k->pack_cols) / (size_t)p->k->pack_cols;
     item->row_bytes = source_bytes(source) / (size_t)source->n;

@@ -416,14 +416,18 @@ bool st_weight_is_i4(const st_checkpoint *c, const char *name)
 /* What follows from the tensors found. */
 static void choose_type(st_weight_source *s, bool together)
 {
+    st_dtype dtype = s->tensor[I4_SCALE]->dtype;
     if (together) {
         s->reader = &i4_reader;
         s->type = ST_WEIGHT_I4;
         s->group = s->scale_inputs;
         s->has_zero = s->tensor[I4_ZERO] && !s->symmetric;
+        s->scale = dtype == ST_F16    ? ST_WEIGHT_F16
+                   : dtype == ST_BF16 ? ST_WEIGHT_BF16
+                                      : ST_WEIGHT_F32;
     } else {
         s->reader = &ordered_reader;
-        s->type = s->tensor[I4_SCALE]->dtype == ST_F16 ? ST_WEIGHT_F16 : ST_WEIGHT_F32;
+        s->type = dtype == ST_F16 ? ST_WEIGHT_F16 : ST_WEIGHT_F32;
     }
 }
 

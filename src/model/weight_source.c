@@ -505,6 +505,7 @@ void st_weight_source_slice(const st_weight_source *base, int32_t first, int32_t
                               .k = transposed ? n : base->k,
                               .group = slice_group(base, n, transposed),
                               .has_zero = !transposed && base->has_zero,
+                              .scale = base->scale,
                               .base = base,
                               .first = first};
     memcpy(out->tensor, base->tensor, sizeof out->tensor);

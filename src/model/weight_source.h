@@ -32,8 +32,9 @@ enum { ST_SOURCE_TENSORS = 4 };
 struct st_weight_source {
     const st_weight_reader *reader;
     st_weight_type type;
-    int32_t n, k, group; /* group as in st_weight_rows */
-    bool has_zero;       /* I4: zero points may differ from 8 */
+    int32_t n, k, group;  /* group as in st_weight_rows */
+    bool has_zero;        /* I4: zero points may differ from 8 */
+    st_weight_type scale; /* I4: the type of scales in the tensors, as in st_packed */
     /* [0] holds the weights (it names the source in errors and fixes the order of reading); the
      * others are the dialect's: scales, zero points, order of groups. NULL: not there. */
     const st_tensor *tensor[ST_SOURCE_TENSORS];

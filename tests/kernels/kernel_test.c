@@ -168,6 +168,19 @@ static double fill_weight(st_weight_type type, unsigned char *p)
 
 void kt_weights_new(kt_weights *w, st_weight_type type, int n, int k, int group, bool zero)
 {
+    kt_weights_scaled(w, type, n, k, group, zero, ST_WEIGHT_F32);
+}
+
+static float rounded(float f, st_weight_type type)
+{
+    return type == ST_WEIGHT_F16    ? st_f16_to_f32(st_f32_to_f16(f))
+           : type == ST_WEIGHT_BF16 ? st_bf16_to_f32(st_f32_to_bf16(f))
+                                    : f;
+}
+
+void kt_weights_scaled(kt_weights *w, st_weight_type type, int n, int k, int group, bool zero,
+                       st_weight_type scale)
+{
     memset(w, 0, sizeof *w);
     size_t groups = (size_t)st_weight_groups(k, group), size = weight_bytes(type);
     w->data = kt_new((size_t)n * (size_t)k, size);
@@ -176,7 +189,7 @@ void kt_weights_new(kt_weights *w, st_weight_type type, int n, int k, int group,
     w->as_double = malloc((size_t)n * (size_t)k * sizeof(double));
     assert_true(w->scale && w->zero && w->as_double);
     for (size_t i = 0; i < (size_t)n * groups; i++) {
-        w->scale[i] = 0.01f * (1.5f + kt_uniform());
+        w->scale[i] = rounded(0.01f * (1.5f + kt_uniform()), scale);
         w->zero[i] = (uint8_t)(zero ? kt_int(0, 16) : 8);
     }
     for (size_t j = 0; j < (size_t)n; j++)
@@ -190,6 +203,7 @@ void kt_weights_new(kt_weights *w, st_weight_type type, int n, int k, int group,
             w->as_double[i] = scaled ? v * w->scale[g] : v;
         }
     w->has_zero = zero;
+    w->scale_type = scale;
     w->rows = (st_weight_rows){.type = type, .n = n, .k = k, .group = group, .data = w->data.p};
     if (type == ST_WEIGHT_F8 || st_weight_takes_int8(type))
         w->rows.scale = w->scale;
@@ -210,6 +224,7 @@ void kt_pack_new(kt_pack *p, const st_kernels *t, const kt_weights *w)
     const st_weight_rows *all = &w->rows;
     p->w = (st_packed){.type = all->type, .n = all->n, .k = all->k, .group = all->group};
     p->w.has_zero = w->has_zero;
+    p->w.scale = w->scale_type;
     size_t block = t->pack_block_bytes(&p->w);
     size_t groups = (size_t)st_weight_groups(all->k, all->group);
     size_t blocks = ((size_t)all->n + (size_t)t->pack_cols - 1) / (size_t)t->pack_cols;

@@ -48,6 +48,7 @@ float *kt_floats(kt_buf *b, size_t n); /* new, filled with kt_normal */
 typedef struct kt_weights {
     st_weight_rows rows;
     bool has_zero;
+    st_weight_type scale_type; /* I4: what the scales are rounded to, and packed as */
     kt_buf data;
     float *scale;
     uint8_t *zero;
@@ -55,6 +56,8 @@ typedef struct kt_weights {
 } kt_weights;
 
 void kt_weights_new(kt_weights *w, st_weight_type type, int n, int k, int group, bool zero);
+void kt_weights_scaled(kt_weights *w, st_weight_type type, int n, int k, int group, bool zero,
+                       st_weight_type scale);
 void kt_weights_free(kt_weights *w);
 
 /* The same packed by a table, right before a guard page. */

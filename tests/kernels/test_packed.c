@@ -18,28 +18,29 @@ typedef struct weight_case {
     int group; /* 0: none; -1: k */
     bool zero;
     bool floats; /* matmul_float: meets x as it is */
+    st_weight_type scale;
 } weight_case;
 
 static const weight_case cases[] = {
-    {"F32", ST_WEIGHT_F32, 0, false, false},
-    {"F16", ST_WEIGHT_F16, 0, false, false},
-    {"BF16", ST_WEIGHT_BF16, 0, false, false},
-    {"F8 by 128", ST_WEIGHT_F8, 128, false, false},
-    {"F8 by 2", ST_WEIGHT_F8, 2, false, false},
-    {"F8, one group", ST_WEIGHT_F8, -1, false, false},
-    {"I8", ST_WEIGHT_I8, 0, false, false},
-    {"I4 by 32", ST_WEIGHT_I4, 32, false, false},
-    {"I4 by 128", ST_WEIGHT_I4, 128, false, false},
-    {"I4 by 64, zero points", ST_WEIGHT_I4, 64, true, false},
-    {"I4, one group", ST_WEIGHT_I4, -1, false, false},
-    {"I4, one group, zero points", ST_WEIGHT_I4, -1, true, false},
-    {"F32, floats", ST_WEIGHT_F32, 0, false, true},
-    {"F8 by 128, floats", ST_WEIGHT_F8, 128, false, true},
-    {"I8, floats", ST_WEIGHT_I8, 0, false, true},
-    {"I4 by 32, floats", ST_WEIGHT_I4, 32, false, true},
-    {"I4 by 64, zero points, floats", ST_WEIGHT_I4, 64, true, true},
-    {"I4, one group, floats", ST_WEIGHT_I4, -1, false, true},
-    {"I4, one group, zero points, floats", ST_WEIGHT_I4, -1, true, true},
+    {"F32", ST_WEIGHT_F32, 0, false, false, ST_WEIGHT_F32},
+    {"F16", ST_WEIGHT_F16, 0, false, false, ST_WEIGHT_F32},
+    {"BF16", ST_WEIGHT_BF16, 0, false, false, ST_WEIGHT_F32},
+    {"F8 by 128", ST_WEIGHT_F8, 128, false, false, ST_WEIGHT_F32},
+    {"F8 by 2", ST_WEIGHT_F8, 2, false, false, ST_WEIGHT_F32},
+    {"F8, one group", ST_WEIGHT_F8, -1, false, false, ST_WEIGHT_F32},
+    {"I8", ST_WEIGHT_I8, 0, false, false, ST_WEIGHT_F32},
+    {"I4 by 32", ST_WEIGHT_I4, 32, false, false, ST_WEIGHT_F16},
+    {"I4 by 128", ST_WEIGHT_I4, 128, false, false, ST_WEIGHT_BF16},
+    {"I4 by 64, zero points", ST_WEIGHT_I4, 64, true, false, ST_WEIGHT_F32},
+    {"I4, one group", ST_WEIGHT_I4, -1, false, false, ST_WEIGHT_F32},
+    {"I4, one group, zero points", ST_WEIGHT_I4, -1, true, false, ST_WEIGHT_BF16},
+    {"F32, floats", ST_WEIGHT_F32, 0, false, true, ST_WEIGHT_F32},
+    {"F8 by 128, floats", ST_WEIGHT_F8, 128, false, true, ST_WEIGHT_F32},
+    {"I8, floats", ST_WEIGHT_I8, 0, false, true, ST_WEIGHT_F32},
+    {"I4 by 32, floats", ST_WEIGHT_I4, 32, false, true, ST_WEIGHT_F32},
+    {"I4 by 64, zero points, floats", ST_WEIGHT_I4, 64, true, true, ST_WEIGHT_F16},
+    {"I4, one group, floats", ST_WEIGHT_I4, -1, false, true, ST_WEIGHT_BF16},
+    {"I4, one group, zero points, floats", ST_WEIGHT_I4, -1, true, true, ST_WEIGHT_F32},
 };
 
 static const weight_case plain; /* matmul */
@@ -57,7 +58,7 @@ static void multiply(const st_kernels *t, const weight_case *c, float *y, size_t
 
 static void make_weights(kt_weights *w, const weight_case *c, int n, int k)
 {
-    kt_weights_new(w, c->type, n, k, c->group < 0 ? k : c->group, c->zero);
+    kt_weights_scaled(w, c->type, n, k, c->group < 0 ? k : c->group, c->zero, c->scale);
 }
 
 /* y of one product, inside guards, with gaps between rows that must stay as they were. */

@@ -4,6 +4,7 @@
 
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx2/vec_avx2.h"
+#include "kernels/float_bits.h"
 #include "kernels/packed_run.h"
 #include "kernels/simd/simd_macros.h"
 #include "kernels/simd/simd_packed_rows.h"

@@ -4,6 +4,7 @@
 
 #include "kernels/avx512/avx512.h"
 #include "kernels/avx512/vec_avx512.h"
+#include "kernels/float_bits.h"
 #include "kernels/packed_run.h"
 #include "kernels/simd/simd_macros.h"
 #include "kernels/simd/simd_packed_rows.h"

@@ -5,6 +5,7 @@
 
 #include "kernels/avx512/avx512.h"
 #include "kernels/avx512/vec_avx512.h"
+#include "kernels/float_bits.h"
 #include "kernels/packed_run.h"
 #include "kernels/simd/simd_macros.h"
 #include "kernels/simd/simd_packed_rows.h"
@@ -23,15 +24,19 @@
  * into L1. */
 enum { I4_NEAR_ROWS = 2, I4_NEAR = 2048 };
 
-typedef int32_t __attribute__((may_alias, aligned(1))) four_inputs;
-
-/* By hand: with the intrinsic GCC 12 copies the 24 accumulators to the stack and back in every
- * round, which halves the speed. */
-ST_INLINE vi dot(vi acc, vi w, const int8_t *x)
+/* acc += w by four inputs of x's row 0, 1 or 2, rows being ld bytes apart.
+ *
+ * By hand: with the intrinsic GCC 12 copies the 24 accumulators to the stack and back in every
+ * round, which halves the speed, and of a memory operand's address it makes a sum of its own for
+ * most rows. What is read is not said: pk_int_rounds orders it behind all that was stored. */
+ST_INLINE vi dot(vi acc, vi w, const int8_t *x, size_t ld, int row)
 {
-    __asm__("vpdpbusd %2%{1to16%}, %1, %0"
-            : "+v"(acc)
-            : "v"(w), "m"(*(const four_inputs *)(const void *)x));
+    if (row == 0)
+        __asm__("vpdpbusd (%2)%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "r"(x));
+    else if (row == 1)
+        __asm__("vpdpbusd (%2,%3)%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "r"(x), "r"(ld));
+    else
+        __asm__("vpdpbusd (%2,%3,2)%{1to16%}, %1, %0" : "+v"(acc) : "v"(w), "r"(x), "r"(ld));
     return acc;
 }
 
@@ -42,13 +47,18 @@ ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], co
                              int lines)
 {
     const int8_t *base[PK_BASES];
-    const vi low = _mm512_set1_epi8(15), high = _mm512_set1_epi8((char)0xf0);
+    vi low = _mm512_set1_epi8(15);
     const unsigned char *ahead = *fetch;
     const bool near = type == ST_WEIGHT_I4 && mr <= I4_NEAR_ROWS;
     size_t ld = t->ldx;
+    /* Else the complement takes a register too. */
+    __asm__("" : "+v"(low));
     ST_UNROLL
-    for (int i = 0; i < PK_BASES; i++)
+    for (int i = 0; i < PK_BASES; i++) {
         base[i] = (const int8_t *)t->x + (k - t->k0) + (i * 3 < mr ? (size_t)i * 3 * ld : 0);
+        /* After this, and so after all stores to x, come the products. */
+        __asm__("" : "+r"(base[i]) : "m"(*(const int8_t(*)[])t->x));
+    }
     for (int r = 0; r < rounds; r++) {
         if (!near)
             ahead = pk_fetch(ahead, t->fetch_end, lines);
@@ -61,22 +71,18 @@ ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], co
                 w1 = _mm512_load_si512(w + 64);
                 w += 128;
             } else {
-                w1 = _mm512_and_si512(w0, high);
+                w1 = _mm512_andnot_si512(low, w0);
                 w0 = _mm512_and_si512(w0, low);
                 w += 64;
             }
             ST_UNROLL
             for (int i = 0; i < mr; i++) {
-                const int8_t *x = base[i / 3] + (size_t)(i % 3) * ld + u;
-                acc[i][0] = dot(acc[i][0], w0, x);
-                acc[i][1] = dot(acc[i][1], w1, x);
+                acc[i][0] = dot(acc[i][0], w0, base[i / 3], ld, i % 3);
+                acc[i][1] = dot(acc[i][1], w1, base[i / 3], ld, i % 3);
             }
-        }
-        ST_UNROLL
-        for (int i = 0; i < PK_BASES; i++) {
-            base[i] += PK_STEP;
-            /* Else the compiler keeps a pointer for every row, more than there are registers. */
-            __asm__("" : "+r"(base[i]));
+            ST_UNROLL
+            for (int i = 0; i < PK_BASES; i++)
+                base[i] += 4;
         }
     }
     *fetch = ahead;

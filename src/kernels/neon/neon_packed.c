@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/float_bits.h"
 #include "kernels/neon/neon.h"
 #include "kernels/neon/pack_neon.h"
 #include "kernels/neon/vec_neon.h"
