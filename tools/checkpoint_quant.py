@@ -151,11 +151,9 @@ class Dialect:
             order = (np.arange(0, n, 8)[:, None] + AWQ_ORDER).ravel()
             return {'qweight': pack_words(q.T[:, order], 1),
                     'qzeros': pack_words(zero.T[:, order], 1), 'scales': scale}
-        # Version 1 stores zero points minus 1, so 0 cannot be: one more on both sides.
-        up = zero == 0
-        q = np.minimum(q + up[:, group], 15)
-        return {'qweight': pack_words(q.T, 0), 'qzeros': pack_words((zero + up).T - 1, 1),
-                'scales': scale}
+        # Version 1 stores zero points minus 1: a 0 borrows from its neighbour in the word.
+        stored = pack_words(zero.T, 1).view(np.uint32) - np.uint32(0x11111111)
+        return {'qweight': pack_words(q.T, 0), 'qzeros': stored.view(np.int32), 'scales': scale}
 
     def config(self, unquantized):
         if self.name == 'FP8':

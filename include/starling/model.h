@@ -26,7 +26,7 @@ typedef enum st_router_kind { ST_ROUTER_SOFTMAX, ST_ROUTER_SIGMOID } st_router_k
 typedef enum st_quant_method {
     ST_QUANT_NONE,
     ST_QUANT_W8A8,        /* INT8, a scale per output; activations INT8 per token */
-    ST_QUANT_FP8,         /* E4M3 with a scale per block (DeepSeek) */
+    ST_QUANT_FP8,         /* E4M3 with a scale per block (DeepSeek, float-quantized) */
     ST_QUANT_PACKED_INT4, /* compressed-tensors pack-quantized */
     ST_QUANT_GPTQ,        /* INT4 */
     ST_QUANT_AWQ          /* INT4, gemm layout */

@@ -3,7 +3,6 @@
 #include "model/checkpoint.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -13,6 +12,7 @@
 #include <xxhash.h>
 
 #include "base/arena.h"
+#include "base/regular_file.h"
 #include "model/folder_file.h"
 #include "model/weight_files.h"
 
@@ -93,17 +93,12 @@ int32_t st_tensor_layer(const char *name)
 
 static st_status map_file(mapped_file *f, st_error *err)
 {
-    int fd = open(f->path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return st_fail(err, errno == ENOENT ? ST_ENOTFOUND : ST_EIO, "%s: cannot be opened: %s",
-                       f->path, strerror(errno));
-    st_status s = ST_OK;
     struct stat sb;
-    if (fstat(fd, &sb) != 0) {
-        s = st_fail(err, ST_EIO, "%s: cannot be examined: %s", f->path, strerror(errno));
-    } else if (!S_ISREG(sb.st_mode)) {
-        s = st_fail(err, ST_EIO, "%s: not a regular file", f->path);
-    } else if (sb.st_size < 8) {
+    int fd;
+    st_status s = st_regular_file_open(f->path, &fd, &sb, err);
+    if (s)
+        return s;
+    if (sb.st_size < 8) {
         s = st_fail(err, ST_EFORMAT,
                     "%s: the file has %lld bytes; a safetensors file starts with an 8-byte header "
                     "length",

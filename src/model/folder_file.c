@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/regular_file.h"
+
 static st_status read_all(FILE *f, const char *path, size_t max, st_buf *out, st_error *err)
 {
     size_t start = out->len;
@@ -35,11 +37,8 @@ st_status st_folder_file_read(const char *dir, const char *name, size_t max, st_
         s = st_fail(err, s, "%s/%s: no memory", dir, name);
         goto done;
     }
-    f = fopen(path.data, "rbe");
-    if (!f)
-        s = st_fail(err, errno == ENOENT || errno == ENOTDIR ? ST_ENOTFOUND : ST_EIO,
-                    "%s: cannot be opened: %s", path.data, strerror(errno));
-    else
+    s = st_regular_file_stream(path.data, &f, err);
+    if (!s)
         s = read_all(f, path.data, max, out, err);
 done:
     if (f)

@@ -17,6 +17,7 @@
 #include <xxhash.h>
 
 #include "base/human.h"
+#include "base/regular_file.h"
 
 #define MAGIC "STPACK\r\n"
 
@@ -276,18 +277,16 @@ static st_status check_packs(const char *path, const st_pack_plan *p, st_pool *p
     return status;
 }
 
-static st_status open_fd(int fd, const char *path, const st_pack_plan *p, st_pool *pool,
-                         st_progress_fn *progress, void *user, st_packs *out, st_error *err)
+static st_status open_fd(int fd, size_t size, const char *path, const st_pack_plan *p,
+                         st_pool *pool, st_progress_fn *progress, void *user, st_packs *out,
+                         st_error *err)
 {
-    struct stat sb;
     prefix want = {0};
-    if (fstat(fd, &sb) != 0 || !S_ISREG(sb.st_mode))
-        return st_fail(err, ST_EIO, "%s: not a regular file", path);
     st_status status = prefix_make(p, &want, err);
     if (status)
         return status;
     uint64_t *hash = calloc(p->n + 1, sizeof *hash);
-    const char *fault = hash ? prefix_fault(fd, &want, p, (size_t)sb.st_size, hash) : NULL;
+    const char *fault = hash ? prefix_fault(fd, &want, p, size, hash) : NULL;
     if (!hash)
         status = st_fail(err, ST_ENOMEM, "%s: no memory to check it", path);
     else if (fault)
@@ -307,11 +306,12 @@ st_status st_pack_cache_open(const char *path, const st_pack_plan *p, st_pool *p
                              st_progress_fn *progress, void *user, st_packs *out, st_error *err)
 {
     *out = (st_packs){0};
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return st_fail(err, errno == ENOENT ? ST_ENOTFOUND : ST_EIO, "%s: cannot be opened: %s",
-                       path, strerror(errno));
-    st_status status = open_fd(fd, path, p, pool, progress, user, out, err);
+    struct stat sb;
+    int fd;
+    st_status status = st_regular_file_open(path, &fd, &sb, err);
+    if (status)
+        return status;
+    status = open_fd(fd, (size_t)sb.st_size, path, p, pool, progress, user, out, err);
     close(fd);
     return status;
 }
@@ -321,8 +321,9 @@ bool st_pack_cache_exists(const char *path, const st_checkpoint *c, const st_ker
 {
     file_header h;
     struct stat sb;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    bool there = fd >= 0 && fstat(fd, &sb) == 0 && read_at(fd, &h, sizeof h, 0) &&
+    int fd;
+    bool there = st_regular_file_open(path, &fd, &sb, NULL) == ST_OK &&
+                 read_at(fd, &h, sizeof h, 0) &&
                  !header_fault(&h, k->name, (uint32_t)k->pack_cols, st_checkpoint_stamp(c)) &&
                  (uint64_t)sb.st_size == h.data_offset + h.data_size;
     if (there)

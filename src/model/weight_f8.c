@@ -1,5 +1,6 @@
-/* DeepSeek's FP8: E4M3 weights, and a scale for each block of rows and inputs to multiply with.
- * Blocks at the edges may be smaller. */
+/* FP8: E4M3 weights, and a scale for each block of rows and inputs to multiply with. Blocks at the
+ * edges may be smaller. DeepSeek calls the scales weight_scale_inv, compressed-tensors
+ * weight_scale. */
 #include "model/weight_dialects.h"
 
 enum { F8_WEIGHT, F8_SCALE };
@@ -48,8 +49,9 @@ st_status st_weight_find_f8(const st_checkpoint *c, const char *name, st_weight_
     s->type = ST_WEIGHT_F8;
     s->group = q->block_inputs < s->k ? q->block_inputs : s->k;
     s->scale_rows = q->block_rows;
-    st_status status =
-        st_tensor_of_linear(c, name, "weight_scale_inv", st_weight_groups(s->n, q->block_rows),
-                            st_weight_groups(s->k, s->group), &s->tensor[F8_SCALE], err);
+    bool plain = st_tensor_beside(c, name, "weight_scale") != NULL;
+    st_status status = st_tensor_of_linear(
+        c, name, plain ? "weight_scale" : "weight_scale_inv", st_weight_groups(s->n, q->block_rows),
+        st_weight_groups(s->k, s->group), &s->tensor[F8_SCALE], err);
     return status ? status : st_tensor_want_float(s->tensor[F8_SCALE], err);
 }

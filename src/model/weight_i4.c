@@ -18,13 +18,18 @@ struct st_int4_layout {
     bool outputs_first;                        /* of weights, scales: [n, k]; else [k, n] */
     bool packs_outputs;                        /* a word of weights holds 8 outputs, not inputs */
     bool even_first;                           /* a word holds outputs 0, 2, 4, 6, 1, 3, 5, 7 */
-    int zero_add;                              /* to stored zero points */
+    uint32_t zero_add;                         /* to words of zero points */
 };
+
+/* Version 1 of GPTQ stores zero points minus 1. GPTQModel, which writes most of them, subtracts 1
+ * from the eight numbers of a word at once: a zero point of 0 borrows from its neighbour, and only
+ * the word's sum gives both back. */
+enum { ONE_EACH = 0x11111111 };
 
 static const struct st_int4_layout packed = {
     "weight_packed", "weight_scale", "weight_zero_point", "weight_g_idx", true, false, false, 0};
 static const struct st_int4_layout gptq_v1 = {"qweight", "scales", "qzeros", "g_idx",
-                                              false,     false,    false,    1};
+                                              false,     false,    false,    ONE_EACH};
 static const struct st_int4_layout gptq_v2 = {"qweight", "scales", "qzeros", "g_idx",
                                               false,     false,    false,    0};
 static const struct st_int4_layout awq = {"qweight", "scales", "qzeros", NULL,
@@ -124,7 +129,7 @@ static st_status read_scale(const st_weight_source *s, size_t r, size_t group, f
     return st_tensor_scale(s->tensor[I4_SCALE], at, out, err);
 }
 
-/* 0..16. Symmetric checkpoints may store zero points too, but then all of them are 8. */
+/* 0..15. Symmetric checkpoints may store zero points too, but then all of them are 8. */
 static st_status read_zero(const st_weight_source *s, size_t r, size_t group, uint8_t *out,
                            st_error *err)
 {
@@ -136,9 +141,9 @@ static st_status read_zero(const st_weight_source *s, size_t r, size_t group, ui
     } else if (t) {
         size_t at = l->outputs_first ? r / WORD * groups_of(s) + group
                                      : group * ((size_t)s->n / WORD) + r / WORD;
-        zero = (int)(word_at(t, at) >> (4 * nibble_of(l, r % WORD)) & 15) + l->zero_add;
+        zero = (int)((word_at(t, at) + l->zero_add) >> (4 * nibble_of(l, r % WORD)) & 15);
     }
-    if (zero < 0 || zero > 15 + l->zero_add)
+    if (zero < 0 || zero > 15)
         return st_fail(err, ST_EFORMAT,
                        "%s: tensor '%s': the zero point of row %zu, group %zu is %d: expected -8 "
                        "to 7",
@@ -299,14 +304,14 @@ static st_status check_sizes(const st_weight_source *s, const char *name, const 
     return ST_OK;
 }
 
-/* Where layers differ in their groups, the scales' shape tells: [n, groups], groups of one size. */
+/* Where layers differ in their groups, the scales' shape tells; groups are of one size then. */
 static st_status size_of_groups(const st_checkpoint *c, const char *name, st_weight_source *s,
                                 st_error *err)
 {
     int32_t group = st_checkpoint_config(c)->quant.group;
     const st_tensor *t = st_tensor_beside(c, name, s->layout->scale);
     if (group < 0 && t && t->rank == 2) {
-        int64_t groups = t->shape[1];
+        int64_t groups = t->shape[s->layout->outputs_first ? 1 : 0];
         if (groups < 1 || s->k % groups)
             return st_fail(err, ST_EFORMAT,
                            "%s: tensor '%s' has %d groups: expected a divisor of %d inputs",
@@ -395,6 +400,9 @@ static st_status find_order(const st_checkpoint *c, const char *name, st_weight_
         return status;
     if (t->dtype != ST_I32)
         return refuse_type(t, "I32", err);
+    /* compressed-tensors: what no algorithm ordered is -1 from end to end. */
+    if (s->layout->outputs_first && word_at(t, 0) == UINT32_MAX)
+        return ST_OK;
     for (size_t i = 0; i < (size_t)s->k; i++) {
         uint32_t group = word_at(t, i);
         if (group >= groups_of(s))

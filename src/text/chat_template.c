@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/regular_file.h"
 #include "text/chat_template_limits.h"
 #include "text/jinja/jinja_eval.h"
 
@@ -68,11 +69,10 @@ static st_status read_file(const char *dir, const char *name, st_buf *out, st_er
 {
     char path[4096], chunk[16384];
     snprintf(path, sizeof path, "%s/%s", dir, name);
-    FILE *f = fopen(path, "rb");
-    if (!f)
-        return st_fail(err, errno == ENOENT ? ST_ENOTFOUND : ST_EIO, "%s: %s", path,
-                       strerror(errno));
-    st_status st = ST_OK;
+    FILE *f;
+    st_status st = st_regular_file_stream(path, &f, err);
+    if (st)
+        return st;
     size_t n;
     while (!st && (n = fread(chunk, 1, sizeof chunk, f)) > 0) {
         st = st_buf_append(out, chunk, n);

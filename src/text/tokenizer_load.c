@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/regular_file.h"
 #include "text/tokenizer_internal.h"
 #include "text/tokenizer_json.h"
 
@@ -125,15 +126,22 @@ static st_status read_file(const char *dir, const char *name, bool optional, cha
 {
     st_buf path = ST_BUF_INIT;
     st_status s = st_buf_printf(&path, "%s/%s", dir, name);
-    FILE *f = s ? NULL : fopen(path.data, "rb");
+    FILE *f = NULL;
     st_buf data = ST_BUF_INIT;
     *text = NULL;
     if (s) {
         s = st_fail(err, ST_ENOMEM, "no memory to read %s", name);
-    } else if (!f) {
-        if (!optional || errno != ENOENT)
-            s = st_fail(err, errno == ENOENT ? ST_ENOTFOUND : ST_EIO, "%s: %s", path.data,
-                        strerror(errno));
+        goto done;
+    }
+    st_error fault = {0};
+    s = st_regular_file_stream(path.data, &f, &fault);
+    if (s == ST_ENOTFOUND && optional) {
+        s = ST_OK;
+        goto done;
+    }
+    if (s) {
+        if (err)
+            *err = fault;
         goto done;
     }
     while (!s) {

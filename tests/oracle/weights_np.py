@@ -53,9 +53,10 @@ def packed(tensors, quant, name):
 
 def gptq(tensors, quant, name):
     q = nibbles(tensors.raw(name + '.qweight')[0], 0).T
-    zero = nibbles(tensors.raw(name + '.qzeros')[0], 1).T
+    stored = tensors.raw(name + '.qzeros')[0]
     if quant.get('checkpoint_format', 'gptq') == 'gptq':
-        zero = zero + 1
+        stored = stored.astype(np.int64) + 0x11111111  # with carries
+    zero = nibbles(stored, 1).T
     scale = tensors.f64(name + '.scales').T
     k = q.shape[1]
     size = quant['group_size'] if quant['group_size'] > 0 else k

@@ -3,9 +3,11 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/arena.h"
 #include "base/checked.h"
+#include "base/regular_file.h"
 #include "base/utf8.h"
 #include "starling/buf.h"
 #include "starling/dtype.h"
@@ -114,6 +116,39 @@ static void checked_sizes(void **state)
     assert_false(st_add_size(SIZE_MAX, 1, &r));
 }
 
+/* What is no file of bytes is refused at once; a pipe without a writer too. */
+static void only_regular_files_are_opened(void **state)
+{
+    (void)state;
+    char dir[] = "/tmp/starling-files-XXXXXX", pipe[64], missing[64], below[64];
+    struct stat info;
+    st_error err;
+    FILE *f;
+    int fd;
+    assert_non_null(mkdtemp(dir));
+    snprintf(pipe, sizeof pipe, "%s/pipe", dir);
+    snprintf(missing, sizeof missing, "%s/missing", dir);
+    snprintf(below, sizeof below, "%s/pipe/below", dir);
+    assert_int_equal(mkfifo(pipe, 0600), 0);
+    const char *const bad[] = {pipe, dir, "/dev/null"};
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(st_regular_file_open(bad[i], &fd, &info, &err), ST_EIO);
+        assert_non_null(strstr(err.text, ": not a regular file"));
+        assert_memory_equal(err.text, bad[i], strlen(bad[i]));
+        assert_int_equal(fd, -1);
+        assert_int_equal(st_regular_file_stream(bad[i], &f, NULL), ST_EIO);
+        assert_null(f);
+    }
+    assert_int_equal(st_regular_file_stream(missing, &f, &err), ST_ENOTFOUND);
+    assert_non_null(strstr(err.text, "/missing: cannot be opened: No such file"));
+    assert_int_equal(st_regular_file_stream(below, &f, &err), ST_ENOTFOUND);
+    assert_int_equal(st_regular_file_stream("/proc/self/exe", &f, &err), ST_OK);
+    assert_int_equal(fgetc(f), 0x7F);
+    fclose(f);
+    unlink(pipe);
+    rmdir(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -124,6 +159,7 @@ int main(void)
         cmocka_unit_test(errors_are_cut_at_a_character),
         cmocka_unit_test(dtypes_have_names),
         cmocka_unit_test(checked_sizes),
+        cmocka_unit_test(only_regular_files_are_opened),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -253,6 +253,12 @@ static void templates_are_found(void **state)
     write_file(dir, "tokenizer_config.json", "[1");
     assert_int_equal(st_chat_template_load(dir, &t, &err), ST_EFORMAT);
     assert_non_null(strstr(err.text, "tokenizer_config.json"));
+    snprintf(cmd, sizeof cmd, "rm '%s/chat_template.jinja' && mkfifo '%s/chat_template.jinja'", dir,
+             dir);
+    assert_int_equal(system(cmd), 0);
+    write_file(dir, "tokenizer_config.json", "{}");
+    assert_int_equal(st_chat_template_load(dir, &t, &err), ST_EIO);
+    assert_non_null(strstr(err.text, "chat_template.jinja: not a regular file"));
     snprintf(cmd, sizeof cmd, "rm -r '%s'", dir);
     assert_int_equal(system(cmd), 0);
 }

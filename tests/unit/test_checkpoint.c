@@ -172,6 +172,7 @@ static void lying_indexes(void **state)
         {"{\"weight_map\":{\"x\":\"m.safetensors\",\"x\":\"n.safetensors\"}}", ST_EFORMAT,
          "duplicate object key"},
         {"{\"weight_map\":{\"x\":\"d.safetensors\"}}", ST_EIO, "not a regular file"},
+        {"{\"weight_map\":{\"x\":\"p.safetensors\"}}", ST_EIO, "p.safetensors: not a regular file"},
         {"{\"weight_map\":{\"x\":\"e.safetensors\"}}", ST_EFORMAT, "the file has 0 bytes"},
         {"{\"weight_map\":{\"x\":\"l.safetensors\"}}", ST_ENOTFOUND, "l.safetensors: cannot be"},
     };
@@ -181,6 +182,8 @@ static void lying_indexes(void **state)
     write_text(dir, "e.safetensors", "");
     snprintf(path, sizeof path, "%s/d.safetensors", dir);
     assert_int_equal(mkdir(path, 0700), 0);
+    snprintf(path, sizeof path, "%s/p.safetensors", dir);
+    assert_int_equal(mkfifo(path, 0600), 0);
     snprintf(path, sizeof path, "%s/l.safetensors", dir);
     assert_int_equal(symlink("nowhere", path), 0);
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
@@ -211,6 +214,8 @@ static void folders_that_are_none(void **state)
     snprintf(path, sizeof path, "%s/config.json", dir);
     unlink(path);
     refused(dir, ST_ENOTFOUND, "/config.json: cannot be opened");
+    assert_int_equal(mkfifo(path, 0600), 0); /* nobody will ever write to it */
+    refused(dir, ST_EIO, "/config.json: not a regular file");
 }
 
 static void quantization_by_description(void **state)

@@ -293,6 +293,18 @@ static void w8a8_is_understood(void **state)
     "{\"weights\":{\"num_bits\":4,\"type\":\"int\",\"strategy\":\"group\",\"group_size\":" size    \
     ",\"symmetric\":" symmetric ",\"actorder\":\"group\"},\"input_activations\":null}"
 
+#define FP8_GROUP(scheme)                                                                          \
+    "{\"weights\":{\"num_bits\":8,\"type\":\"float\",\"symmetric\":true,\"dynamic\":false," scheme \
+    "},\"input_activations\":{\"num_bits\":8,\"type\":\"float\",\"strategy\":\"token\"}}"
+#define FP8_BLOCKS(size) FP8_GROUP("\"strategy\":\"block\",\"block_structure\":" size)
+#define TRANSFORMED(where)                                                                         \
+    "\"quant_method\":\"compressed-tensors\",\"format\":\"pack-quantized\",\"config_groups\":{"    \
+    "\"g\":" INT4_GROUP(                                                                           \
+        "128", "true") "},\"transform_config\":{\"config_groups\":{\"R1\":{\"apply\":["            \
+                       "{\"location\":\"weight_output\"},{\"location\":\"" where "\"}]}}}"
+#define GPTQ_WITH(member)                                                                          \
+    "\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":128,\"sym\":true," member
+
 static void other_quantizations_are_understood(void **state)
 {
     (void)state;
@@ -317,6 +329,16 @@ static void other_quantizations_are_understood(void **state)
         {QUANT_OF("\"quant_method\":\"gptq\",\"bits\":4,\"group_size\":-1,\"sym\":false,"
                   "\"checkpoint_format\":\"gptq_v2\""),
          {.method = ST_QUANT_GPTQ}},
+        {QUANT_OF(GPTQ_WITH("\"dynamic\":{\"-:.*mlp\":{\"bits\":8},\"k\":{\"bits\":4}}")),
+         {.method = ST_QUANT_GPTQ, .group = 128, .symmetric = true, .zeros_minus_1 = true}},
+        {QUANT_OF(GPTQ_WITH("\"dynamic\":{\"+:k\":{\"group_size\":32,\"sym\":false}}")),
+         {.method = ST_QUANT_GPTQ, .group = -1, .zeros_minus_1 = true}},
+        {QUANT("float-quantized", "{\"g\":" FP8_BLOCKS("[128,64]") "}"),
+         {.method = ST_QUANT_FP8, .block_rows = 128, .block_inputs = 64}},
+        {QUANT("float-quantized", "{\"g\":" FP8_GROUP("\"strategy\":\"channel\"") "}"),
+         {.method = ST_QUANT_FP8, .block_rows = 1, .block_inputs = INT32_MAX}},
+        {QUANT_OF(TRANSFORMED("weight_input")),
+         {.method = ST_QUANT_PACKED_INT4, .group = 128, .symmetric = true}},
         {QUANT_OF("\"quant_method\":\"awq\",\"bits\":4,\"group_size\":64,\"version\":\"gemm\""),
          {.method = ST_QUANT_AWQ, .group = 64}},
         {QUANT_OF("\"quant_method\":\"awq\",\"w_bit\":4,\"q_group_size\":128"),
@@ -434,7 +456,7 @@ static const struct {
     {pangu, "{\"quantization_config\":{\"quant_method\":\"fp8\"}}", ST_EUNSUPPORTED,
      "weight_block_size is null; expected rows and an even number of inputs"},
     {pangu, QUANT_OF("\"quant_method\":\"bitsandbytes\""), ST_EUNSUPPORTED,
-     "quant_method is \"bitsandbytes\"; expected compressed-tensors (int-quantized W8A8, pack-q"},
+     "quant_method is \"bitsandbytes\"; expected compressed-tensors (int-quantized W8A8, float-q"},
     {pangu, QUANT_OF("\"quant_method\":\"fp8\",\"fmt\":\"e5m2\""), ST_EUNSUPPORTED,
      "fmt is \"e5m2\"; expected e4m3"},
     {pangu, QUANT_OF("\"quant_method\":\"fp8\",\"weight_block_size\":[128,127]"), ST_EUNSUPPORTED,
@@ -470,8 +492,26 @@ static const struct {
     {pangu, "{\"quantization_config\":{}}", ST_EUNSUPPORTED, "quant_method is null"},
     {pangu, "{\"quantization_config\":7}", ST_EUNSUPPORTED, "quant_method is null"},
     {pangu, QUANT("pack-quantized", "{}"), ST_EUNSUPPORTED, "config_groups is {}"},
-    {pangu, QUANT("float-quantized", "{}"), ST_EUNSUPPORTED,
-     "format is \"float-quantized\"; expected int-quantized or pack-quantized"},
+    {pangu, QUANT("mixed-precision", "{}"), ST_EUNSUPPORTED,
+     "format is \"mixed-precision\"; expected int-quantized, float-quantized or pack-quantized"},
+    {pangu, QUANT("float-quantized", "{\"g\":" FP8_GROUP("\"strategy\":\"tensor\"") "}"),
+     ST_EUNSUPPORTED, "weights.strategy is \"tensor\"; expected block or channel"},
+    {pangu, QUANT("float-quantized", "{\"g\":" FP8_BLOCKS("\"128x128\"") "}"), ST_EUNSUPPORTED,
+     "weights.block_structure is \"128x128\"; expected rows and an even number of inputs"},
+    {pangu,
+     QUANT("float-quantized", "{\"g\":" FP8_BLOCKS("[128,64]") ",\"h\":" FP8_BLOCKS("[64,64]") "}"),
+     ST_EUNSUPPORTED, "weights.block_structure is [64,64]; expected the same for every group"},
+    {pangu,
+     QUANT("float-quantized", "{\"g\":{\"weights\":{\"num_bits\":8,\"strategy\":\"channel\"}}}"),
+     ST_EUNSUPPORTED, "weights.type is null; expected float"},
+    {pangu, QUANT_OF(TRANSFORMED("input")), ST_EUNSUPPORTED,
+     "transform_config: location is \"input\"; expected weight_input or weight_output"},
+    {pangu, QUANT_OF(GPTQ_WITH("\"dynamic\":{\"+:.*down\":{\"bits\":8}}")), ST_EUNSUPPORTED,
+     "dynamic: \"+:.*down\": bits is 8; expected 4"},
+    {pangu, QUANT_OF(GPTQ_WITH("\"rotation\":\"hadamard\"")), ST_EUNSUPPORTED,
+     "rotation is \"hadamard\"; expected none"},
+    {pangu, QUANT_OF(GPTQ_WITH("\"format\":\"gptq_p\"")), ST_EUNSUPPORTED,
+     "format is \"gptq_p\"; expected gptq or gptq_v2"},
     {pangu, QUANT("pack-quantized", "{\"g\":{" W8A8_WEIGHTS "}}"), ST_EUNSUPPORTED,
      "weights.num_bits is 8; expected 4"},
     {pangu, QUANT("pack-quantized", "{\"g\":" INT4_GROUP("100", "true") "}"), ST_EUNSUPPORTED,
