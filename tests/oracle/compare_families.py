@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """The engine against the float64 oracle: every family, every weight dtype, odd shapes.
 
-    compare_families.py [--starling build/starling] [--isa '' --isa ref] [--only WORD] [--no-lexicon]
+    compare_families.py [--starling build/starling] [--isa '' --isa ref] [--only WORD] [--ends]
+                        [--no-lexicon]
 
 For every tiny checkpoint and several lengths: relative error of the logits <= 1e-4 for F32, F16
 and BF16 weights with F32 KV. W8A8 rounds activations to 8 bits: a last-bit difference at a rounding
@@ -12,7 +13,8 @@ them together to 2e-2, and the argmax must agree at 90% of positions.
 BF16 KV is compared with an oracle that rounds the same values to bfloat16, by the median position
 (1e-3), since a last-bit difference can fall to the other side there too.
 
-Then the lexicon, with the first --isa: logits against its goldens, perplexity against its reference.
+Then the lexicon, with the first --isa: logits against its goldens, perplexity against its
+reference.
 """
 import argparse
 import json
@@ -32,6 +34,7 @@ import make_checkpoint
 
 LENGTHS = (1, 2, 17, 65)
 DTYPES = ('F32', 'F16', 'BF16', 'W8A8')
+EVERY_DTYPE = ('tiny-deepseek_v3', 'tiny-qwen2')  # with --ends; the other presets in two dtypes
 FLOAT_BOUND = 1e-4
 TIE_DISTANCE, ROUTER_GAP = 4e-5, 1e-6  # nearer than this, float32 may decide the other way
 MIN_SURE = 16
@@ -53,9 +56,9 @@ def sure_positions(oracle):
 
 
 def make_sure_of(folder, make_seed, length, rounds, first=1):
-    """Makes a checkpoint by make_seed(folder, seed); where inputs are rounded to 8 bits, that of the
-    first seed from first on whose oracle is sure of enough positions. Returns (tokens, oracle, its
-    logits, number of sure positions)."""
+    """Makes a checkpoint by make_seed(folder, seed); where inputs are rounded to 8 bits, that of
+    the first seed from first on whose oracle is sure of enough positions. Returns (tokens, oracle,
+    its logits, number of sure positions)."""
     for seed in range(first, first + 50):
         config = make_seed(folder, seed)
         tokens = test_tokens(length, config['vocab_size'])
@@ -136,9 +139,9 @@ def bf16_kv(engines, table, only):
             table.rows(f'{preset} BF16, BF16 KV', results)
 
 
-def families(engines, table, only, lengths):
+def families(engines, table, only, lengths, ends):
     cases = [(p, d) for p in make_checkpoint.PRESETS if p.startswith('tiny-') for d in DTYPES
-             if only in f'{p} {d}']
+             if only in f'{p} {d}' and (not ends or p in EVERY_DTYPE or d in ('BF16', 'W8A8'))]
 
     with ThreadPoolExecutor(2) as pool:
         for case, results in zip(cases, pool.map(lambda c: family(engines, lengths, *c), cases)):
@@ -207,13 +210,14 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__.split('\n\n', maxsplit=1)[0])
     add_engine_options(ap)
     ap.add_argument('--only', default='', help='checkpoints whose "preset DTYPE" contains this')
-    ap.add_argument('--ends', action='store_true', help='only the shortest and the longest prompt')
+    ap.add_argument('--ends', action='store_true', help='only the shortest and the longest '
+                    'prompt, and most presets in two dtypes')
     ap.add_argument('--no-lexicon', action='store_true')
     args = ap.parse_args()
     engines, table = engines_of(args), Table()
     lengths = (LENGTHS[0], LENGTHS[-1]) if args.ends else LENGTHS
     print(f'relative error at {lengths} tokens')
-    families(engines, table, args.only, lengths)
+    families(engines, table, args.only, lengths, args.ends)
     bf16_kv(engines, table, args.only)
     if not args.no_lexicon:
         lexicon_logits(engines[0], table)
