@@ -14,15 +14,12 @@ typedef int32_t __attribute__((may_alias, aligned(1))) vi_lane; /* in memory */
 
 enum {
     VL = 16,
-    QK_ROWS = 4, /* attention scores: rows by 4 keys */
-    PV_ROWS = 4, /* attention values: rows by PV_VECS vectors */
-    PV_VECS = 4,
-    AT_ROWS = 64,  /* attention: rows that a tile of keys is widened for */
+    AT_ROWS = 64,  /* attention: most rows of a group */
     DN_AT_ONCE = 8 /* dense attention: keys, or dimensions, by two vectors of queries */
 };
 
-/* Attention has rows in lanes where at least so many heads share their keys. */
-#define AT_LANES 8
+/* Attention has keys in lanes for so many rows that share them, for more has rows in lanes. */
+#define AT_FEW 15
 
 static inline vf vf_zero(void)
 {
@@ -93,12 +90,21 @@ static inline vf vf_load_f16_n(const void *p, int n)
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(vf_mask(n), p));
 }
 
+/* Pairs of BF16, the first of each in v[0]. */
+static inline void vf_split_bf16(vi u, vf v[2])
+{
+    v[0] = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
+    v[1] = _mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32((int)0xffff0000u)));
+}
 /* VL lanes of (column i, column i + VL). */
 static inline void vf_load_bf16_pair(const void *p, vf v[2])
 {
-    vi u = _mm512_loadu_si512(p);
-    v[0] = _mm512_castsi512_ps(_mm512_slli_epi32(u, 16));
-    v[1] = _mm512_castsi512_ps(_mm512_and_si512(u, _mm512_set1_epi32((int)0xffff0000u)));
+    vf_split_bf16(_mm512_loadu_si512(p), v);
+}
+/* The same, of n elements (1..2 VL): zeros behind them. */
+static inline void vf_load_bf16_pair_n(const void *p, int n, vf v[2])
+{
+    vf_split_bf16(_mm512_maskz_loadu_epi16(0xffffffffu >> (32 - n), p), v);
 }
 /* 2 VL pairs of E4M3: v[0], v[1] the first of each pair, v[2], v[3] the second; over 256, which
  * comes of reading their bits as F16, and is exact for all but NaN. */
@@ -267,6 +273,20 @@ static inline __attribute__((always_inline)) void vf_transpose(vf t[VL])
     }
     for (int i = 0; i < VL; i++)
         t[i] = u[i];
+}
+
+/* Eight floats, twice. */
+static inline vf vf_load_8_twice(const float *p)
+{
+    return _mm512_broadcast_f32x8(_mm256_loadu_ps(p));
+}
+static inline void vf_store_8(float *p, vf v)
+{
+    _mm256_storeu_ps(p, _mm512_castps512_ps256(v));
+}
+static inline vf vf_swap_halves(vf v)
+{
+    return _mm512_shuffle_f32x4(v, v, 0x4e);
 }
 
 /* ---- `per` lanes for one row: 1 or 2, a constant where these are used ---- */
@@ -439,6 +459,59 @@ static inline void vf_store_bf16(uint16_t *y, vf v)
     vi quiet = _mm512_or_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(0x40));
     r = _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), r, quiet);
     _mm256_storeu_si256((__m256i *)(void *)y, _mm512_cvtepi32_epi16(r));
+}
+
+/* 16 bytes of four rows each. */
+static inline __attribute__((always_inline)) vi vi_load_quarters(const char *const *rows, size_t at)
+{
+    const __m128i *a = (const void *)(rows[0] + at), *b = (const void *)(rows[1] + at);
+    const __m128i *c = (const void *)(rows[8] + at), *d = (const void *)(rows[9] + at);
+    vi v = _mm512_castsi128_si512(_mm_loadu_si128(a));
+    v = _mm512_mask_broadcast_i32x4(v, 0x00f0, _mm_loadu_si128(b));
+    v = _mm512_mask_broadcast_i32x4(v, 0x0f00, _mm_loadu_si128(c));
+    return _mm512_mask_broadcast_i32x4(v, 0xf000, _mm_loadu_si128(d));
+}
+/* Within quarters, t[i][j] and t[j][i] change places. */
+static inline __attribute__((always_inline)) void vi_transpose_quarters(vi t[4])
+{
+    vi a = _mm512_unpacklo_epi32(t[0], t[1]), b = _mm512_unpackhi_epi32(t[0], t[1]);
+    vi c = _mm512_unpacklo_epi32(t[2], t[3]), d = _mm512_unpackhi_epi32(t[2], t[3]);
+    t[0] = _mm512_unpacklo_epi64(a, c);
+    t[1] = _mm512_unpackhi_epi64(a, c);
+    t[2] = _mm512_unpacklo_epi64(b, d);
+    t[3] = _mm512_unpackhi_epi64(b, d);
+}
+/* 16 bytes of 16 rows: t[i] is word i of all. Lane 4q + i is row 2i + q % 2 + q / 2 * 8, as
+ * vf_rows_to_keys wants it. */
+static inline __attribute__((always_inline)) void vi_load_words(const char *const *rows, size_t at,
+                                                                vi t[4])
+{
+    t[0] = vi_load_quarters(rows, at);
+    t[1] = vi_load_quarters(rows + 2, at);
+    t[2] = vi_load_quarters(rows + 4, at);
+    t[3] = vi_load_quarters(rows + 6, at);
+    vi_transpose_quarters(t);
+}
+/* a and b: four rows each, transposed in quarters; as two keys of eight rows each. */
+static inline __attribute__((always_inline)) void vi_join_quarters(float *first, float *second,
+                                                                   vi a, vi b)
+{
+    const __m512i low = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
+    const __m512i high = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+    _mm512_storeu_si512(first, _mm512_permutex2var_epi64(a, low, b));
+    _mm512_storeu_si512(second, _mm512_permutex2var_epi64(a, high, b));
+}
+/* x[row][lane], lanes as of vi_load_words, to s[16 keys][8 rows]. */
+static inline __attribute__((always_inline)) void vf_rows_to_keys(float *s, const vf x[8])
+{
+    vi a[4] = {vi_of_vf(x[0]), vi_of_vf(x[1]), vi_of_vf(x[2]), vi_of_vf(x[3])};
+    vi b[4] = {vi_of_vf(x[4]), vi_of_vf(x[5]), vi_of_vf(x[6]), vi_of_vf(x[7])};
+    vi_transpose_quarters(a);
+    vi_transpose_quarters(b);
+    vi_join_quarters(s, s + 64, a[0], b[0]);
+    vi_join_quarters(s + 16, s + 80, a[1], b[1]);
+    vi_join_quarters(s + 32, s + 96, a[2], b[2]);
+    vi_join_quarters(s + 48, s + 112, a[3], b[3]);
 }
 
 #endif
