@@ -21,7 +21,7 @@ enum {
     AT_ROWS = 32,  /* attention: rows that a tile of keys is widened for */
     DN_AT_ONCE = 4 /* dense attention: keys, or dimensions, by two vectors of queries */
 };
-#define AT_LANES 0 /* attention with rows in lanes: AVX-512 only */
+#define AT_FEW 0 /* attention with keys or rows in lanes: AVX-512 only */
 
 static inline vf vf_zero(void)
 {
