@@ -26,12 +26,14 @@ typedef struct run {
     bool cold; /* nobody has prefetched what comes now */
 } run;
 
-/* Bytes of a block before input k, which starts a part or is their end. */
+/* Bytes of a block before input k, which starts a part or is their end: all of the block then, with
+ * the scales that may stand behind its weights. */
 static size_t bytes_before(const run *r, int k)
 {
-    if (!r->layout.group_bytes)
-        return (size_t)k * r->step_bits / 8;
-    return k < r->w->k ? (size_t)(k / r->w->group) * r->layout.group_bytes : r->layout.block_bytes;
+    if (k >= r->w->k)
+        return r->layout.block_bytes;
+    return r->layout.group_bytes ? (size_t)(k / r->w->group) * r->layout.group_bytes
+                                 : (size_t)k * r->step_bits / 8;
 }
 
 /* Rows up to which nothing is prefetched: where a line of weights is spent in so few instructions
