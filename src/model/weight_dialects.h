@@ -21,7 +21,8 @@ ST_NODISCARD st_status st_tensor_of_linear(const st_checkpoint *c, const char *n
                                            const char *suffix, int32_t n, int32_t k,
                                            const st_tensor **out, st_error *err);
 ST_NODISCARD st_status st_tensor_want_float(const st_tensor *t, st_error *err);
-/* Element i of a tensor of scales: finite. */
+/* Element i of a tensor of scales: finite. Tools write positive ones; 0 and negative ones are
+ * numbers like any other, here as in vLLM. */
 ST_NODISCARD st_status st_tensor_scale(const st_tensor *t, size_t i, float *out, st_error *err);
 
 #endif

@@ -445,10 +445,12 @@ st_status st_weight_find_i4(const st_checkpoint *c, const char *name, st_weight_
     bool together = true;
     s->layout = layout_of(&st_checkpoint_config(c)->quant);
     if (!s->layout)
-        return st_fail(err, ST_EUNSUPPORTED,
-                       "%s: '%s' has INT4 tensors, but config.json has no quantization_config with "
-                       "quant_method compressed-tensors (pack-quantized), gptq or awq",
-                       st_checkpoint_dir(c), name);
+        return st_fail(
+            err, ST_EUNSUPPORTED,
+            "%s: '%s' has INT4 tensors, but config.json has no quantization_config with "
+            "quant_method compressed-tensors (pack-quantized), gptq or awq (older folders "
+            "have it in quantize_config.json or quant_config.json: add it to config.json)",
+            st_checkpoint_dir(c), name);
     st_status status = size_of_groups(c, name, s, err);
     if (status || (status = find_weights(c, name, s, err)) ||
         (status = check_shape_tensor(c, name, s, err)))

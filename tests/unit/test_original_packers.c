@@ -32,6 +32,7 @@ static const layer layers[] = {
     {"pack-quantized-asym", ST_WEIGHT_I4, true, 32},
     {"pack-quantized-channel", ST_WEIGHT_I4, true, 64},
     {"pack-quantized-actorder", ST_WEIGHT_F16, false, 0},
+    {"int-quantized", ST_WEIGHT_I8, false, 0},
     {"fp8", ST_WEIGHT_F8, false, 16},
     {"float-quantized", ST_WEIGHT_F8, false, 16},
     {"float-quantized-channel", ST_WEIGHT_F8, false, 40},
@@ -52,6 +53,8 @@ static float value_of(const st_weight_rows *w, int32_t r, int32_t i)
         memcpy(&h, (const char *)w->data + 2 * at, sizeof h);
         return st_f16_to_f32(h);
     }
+    if (w->type == ST_WEIGHT_I8)
+        return (float)((const int8_t *)w->data)[at] * w->scale[r];
     scale = (size_t)(r * st_weight_groups(w->k, w->group) + i / w->group);
     uint8_t code = ((const uint8_t *)w->data)[at];
     if (w->type == ST_WEIGHT_F8)
