@@ -71,8 +71,20 @@ typedef struct st_dense_attn {
     int32_t n_q, pos0;
     int32_t k_dim, v_dim;
     float scale;
-    void *state; /* dense_scratch bytes, 64-byte aligned, private to the thread */
+    void *state; /* `scratch` bytes, 64-byte aligned, private to the thread */
 } st_dense_attn;
+
+/* start takes the queries in (row stride ldq), keys adds the keys at positions first .. first +
+ * count - 1, finish writes the outputs (row stride ldo). Keys come in order in tiles of
+ * ST_DENSE_KEYS at multiples of it, of which only the last may have fewer; k and v have room for
+ * ST_DENSE_KEYS rows, of st_dense_stride floats each; what lies behind dim or count may be
+ * anything. A query's bits depend on its own keys alone. */
+typedef struct st_dense_kernels {
+    size_t (*scratch)(int n_q, int k_dim, int v_dim);
+    void (*start)(const st_dense_attn *a, const float *q, size_t ldq);
+    void (*keys)(const st_dense_attn *a, const float *k, const float *v, int first, int count);
+    void (*finish)(const st_dense_attn *a, float *out, size_t ldo);
+} st_dense_kernels;
 
 typedef struct st_kernels {
     const char *name; /* "ref", "avx2", "avx512", "avx512vnni", "neon", "neondot" */
@@ -152,16 +164,10 @@ typedef struct st_kernels {
                            int h1, int segment, int n_segments, void *scratch);
     void (*attention_merge)(float *out, float *parts, size_t stride, int whole, int n, int v_dim);
 
-    /* Dense attention: start takes the queries in (row stride ldq), keys adds the keys at positions
-     * first .. first + count - 1, finish writes the outputs (row stride ldo). Keys come in order in
-     * tiles of ST_DENSE_KEYS at multiples of it, of which only the last may have fewer; k and v
-     * have room for ST_DENSE_KEYS rows, of st_dense_stride floats each; what lies behind dim or
-     * count may be anything. A query's bits depend on its own keys alone. */
-    size_t (*dense_scratch)(int n_q, int k_dim, int v_dim);
-    void (*dense_start)(const st_dense_attn *a, const float *q, size_t ldq);
-    void (*dense_keys)(const st_dense_attn *a, const float *k, const float *v, int first,
-                       int count);
-    void (*dense_finish)(const st_dense_attn *a, float *out, size_t ldo);
+    const st_dense_kernels *dense;
+    /* For keys and values that products of integers have made: what is rounded here is far below
+     * what was rounded there. NULL where a table is no faster with integers. */
+    const st_dense_kernels *dense_int;
 
     /* For measuring what the machine can do (peaks.h); NULL where a table has none. Each runs
      * `steps` rounds of independent instructions from registers and returns the operations done

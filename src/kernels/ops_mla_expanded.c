@@ -54,7 +54,10 @@ static expand_layout layout_of(const st_kernels *k, const st_expand_shape *s, in
     expand_layout y = {.ld_latent = st_dense_stride(s->kv_lora + s->rope),
                        .ld_keys = st_dense_stride(s->nope + s->rope),
                        .ld_values = st_dense_stride(s->v)};
-    y.latent = aligned(k->dense_scratch(queries, s->nope + s->rope, s->v));
+    size_t dense = k->dense->scratch(queries, s->nope + s->rope, s->v), other = 0;
+    if (k->dense_int)
+        other = k->dense_int->scratch(queries, s->nope + s->rope, s->v);
+    y.latent = aligned(dense > other ? dense : other);
     y.quantized = y.latent + ST_DENSE_KEYS * y.ld_latent * sizeof(float);
     y.keys = y.quantized + quantized_tile_bytes(s->kv_lora);
     y.values = y.keys + ST_DENSE_KEYS * y.ld_keys * sizeof(float);
@@ -112,7 +115,8 @@ typedef struct expand_run {
     int n_seqs;
     int queries_each;
     expand_layout layout;
-    bool int8;     /* the expansions take quantized latents */
+    bool int8; /* the expansions take quantized latents */
+    const st_dense_kernels *dense;
     size_t groups; /* of all sequences */
     size_t shared; /* tiles that are quantized beforehand */
 } expand_run;
@@ -282,15 +286,14 @@ static void expand_task(void *arg, size_t task, int worker)
                        .state = scratch};
     size_t row = (size_t)(seq->q_row + q0), ldq = (size_t)s->n_heads * (size_t)a.k_dim;
     size_t ldo = (size_t)s->n_heads * (size_t)s->v;
-    ops->k->dense_start(&a, run->job->q + row * ldq + (size_t)head * (size_t)a.k_dim, ldq);
+    run->dense->start(&a, run->job->q + row * ldq + (size_t)head * (size_t)a.k_dim, ldq);
     for (int first = 0, end = a.pos0 + n_q; first < end; first += ST_DENSE_KEYS) {
         int count = end - first < ST_DENSE_KEYS ? end - first : ST_DENSE_KEYS;
         expand_tile(run, i, head, first, count, scratch);
-        ops->k->dense_keys(&a, (const float *)(const void *)(scratch + run->layout.keys),
-                           (const float *)(const void *)(scratch + run->layout.values), first,
-                           count);
+        run->dense->keys(&a, (const float *)(const void *)(scratch + run->layout.keys),
+                         (const float *)(const void *)(scratch + run->layout.values), first, count);
     }
-    ops->k->dense_finish(&a, run->job->out + row * ldo + (size_t)head * (size_t)s->v, ldo);
+    run->dense->finish(&a, run->job->out + row * ldo + (size_t)head * (size_t)s->v, ldo);
 }
 
 static size_t count_groups(const expand_run *run, int queries_each)
@@ -337,6 +340,7 @@ void st_op_attention_expanded(st_ops *ops, const st_expand_job *job)
                           .int8 = st_weight_takes_int8(job->wk[0].type),
                           .seqs = job->seqs + i,
                           .n_seqs = job->n_seqs - i < OPS_SLICE ? job->n_seqs - i : OPS_SLICE};
+        run.dense = run.int8 && ops->k->dense_int ? ops->k->dense_int : ops->k->dense;
         run_slice(&run);
     }
     ops->ns[ST_OP_ATTENTION] += st_now_ns() - start;

@@ -243,8 +243,10 @@ static float *new_queries(kt_buf *b, const layer *l, int n_q)
     return kt_floats(b, (size_t)n_q * (size_t)l->s.n_heads * (size_t)(l->s.nope + l->s.rope));
 }
 
-static void check_against_oracle(const layer *l, const float *q, int n_q)
+/* rounded: the most a table may be off that attends by integers what integers expanded. */
+static void check_against_oracle(const layer *l, const float *q, int n_q, double rounded)
 {
+    bool integers = st_weight_takes_int8(l->wk[0].rows.type);
     size_t n = (size_t)n_q * (size_t)l->s.n_heads * (size_t)l->s.v;
     double *want = oracle(l, q, n_q);
     st_attn_seq seq = {.n_q = n_q, .pos0 = l->len - n_q, .block_table = l->table};
@@ -252,7 +254,7 @@ static void check_against_oracle(const layer *l, const float *q, int n_q)
         kt_buf out = kt_new(n, sizeof(float));
         run(kt_tables[t], l, q, &seq, 1, 1, 64, out.p);
         double e = kt_rel_error(out.p, want, n);
-        if (!(e <= 1e-5))
+        if (!(e <= (integers && kt_tables[t]->dense_int ? rounded : 1e-5)))
             fail_msg("%s: kv_lora %d, %d/%d/%d, %d keys, %d queries: relative error %g",
                      kt_tables[t]->name, l->s.kv_lora, l->s.nope, l->s.rope, l->s.v, l->len, n_q,
                      e);
@@ -285,7 +287,7 @@ static void matches_float64(void **state)
                                 weights[(s + 2 * i) % 5]);
             kt_buf b;
             float *q = new_queries(&b, &l, n_q);
-            check_against_oracle(&l, q, n_q);
+            check_against_oracle(&l, q, n_q, 1e-3);
             kt_free(&b);
             layer_free(&l);
         }
@@ -306,17 +308,25 @@ static float cliff(int pos, int i)
 static void hazards_of_the_running_maximum(void **state)
 {
     (void)state;
-    float (*const fns[])(int, int) = {steep, cliff};
-    for (int f = 0; f < 2; f++) {
+    /* Scores of thousands lose digits where they are sums of 16-bit integers. */
+    static const struct {
+        float (*value)(int, int);
+        st_weight_type weights;
+        double rounded;
+    } cases[] = {{steep, ST_WEIGHT_F32, 0},
+                 {steep, ST_WEIGHT_I8, 1e-2},
+                 {cliff, ST_WEIGHT_F32, 0},
+                 {cliff, ST_WEIGHT_I8, 1e-1}};
+    for (int f = 0; f < 4; f++) {
         st_expand_shape s = {2, 33, 8, 1, 16, 1.0f};
-        layer l = layer_new(&s, 400, 16, ST_F32, ST_WEIGHT_F32);
-        store_rows(&l, fns[f]);
+        layer l = layer_new(&s, 400, 16, ST_F32, cases[f].weights);
+        store_rows(&l, cases[f].value);
         kt_buf b;
         float *q = new_queries(&b, &l, 250);
         for (int i = 0; i < 250 * 2; i++)
             for (int d = 0; d < 9; d++) /* the rotated part alone decides */
                 q[i * 9 + d] = d == 8 ? 1 : 0;
-        check_against_oracle(&l, q, 250);
+        check_against_oracle(&l, q, 250, cases[f].rounded);
         kt_free(&b);
         layer_free(&l);
     }

@@ -40,12 +40,17 @@ TIE_DISTANCE, ROUTER_GAP = 4e-5, 1e-6  # nearer than this, float32 may decide th
 MIN_SURE = 16
 
 
+def integers_expand(preset, dtype):
+    """Whether kv_b_proj has 8 bits."""
+    return dtype == 'W8A8' and preset.endswith(('v3', 'qlora', 'bias'))
+
+
 def make(folder, preset, dtype, seed=1):
     """Dtypes also differ in the files' number and order and in what is quantized, so that every
     loader path is met."""
     options = {'F32': {}, 'F16': {'shards': 2}, 'BF16': {'shards': 3, 'order': 'name'},
                'W8A8': {'order': 'name', 'quantize_kv_a': preset.endswith(('v3', 'bias')),
-                        'quantize_kv_b': preset.endswith(('v3', 'qlora', 'bias'))}}[dtype]
+                        'quantize_kv_b': integers_expand(preset, dtype)}}[dtype]
     return make_checkpoint.make(folder, preset, dtype, seed=seed, **options)
 
 
@@ -111,6 +116,8 @@ def family(engines, lengths, preset, dtype):
                 r = oracle.forward(tokens[:n])
                 sure = sure_positions(oracle)
             cases.append((tokens[:n], r, sure))
+        if integers_expand(preset, dtype):
+            engines = [e.attending_in_floats() for e in engines]
         return [compare(e, folder, dtype, oracle, cases) for e in engines]
 
 

@@ -45,6 +45,15 @@ class Engine:
                 raise RuntimeError(f'{" ".join(args)}: exit {r.returncode}: {r.stderr.strip()}')
             return np.load(out)
 
+    def attending_in_floats(self):
+        """This engine, or where it would attend with expanded INT8 or INT4 weights by 16-bit
+        integers, one that does not: in so many roundings some are always near a tie.
+        tests/kernels/test_expanded.c judges those kernels."""
+        if self.isa or not os.path.exists('/proc/cpuinfo'):
+            return self
+        with open('/proc/cpuinfo', encoding='utf-8') as f:
+            return Engine(self.binary, 'avx512') if 'avx512_vnni' in f.read() else self
+
 
 def add_engine_options(ap):
     ap.add_argument('--starling', default=os.path.join(ROOT, 'build', 'starling'))

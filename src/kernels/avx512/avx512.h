@@ -17,6 +17,8 @@ void st_avx512vnni_attention_i8_part(float *part, const float *q, const st_attn_
                                      const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1,
                                      int h0, int h1, int segment, int n_segments, void *scratch);
 
+extern const st_dense_kernels st_avx512vnni_dense;
+
 enum { ST_AVX512_PACK_COLS = 32 };
 size_t st_avx512_pack_block_bytes(const st_packed *shape);
 void st_avx512_pack_block(void *dst, const st_packed *shape, const st_weight_rows *rows);

@@ -55,6 +55,8 @@ static size_t avx512vnni_attn_scratch(const st_attn_shape *shape)
 #define avx512_attention_mla  st_simd_attention_mla
 #define avx512_attention_part st_simd_attention_part
 #define avx512_attn_scratch   st_simd_attn_scratch
+#define avx512_dense_int      NULL
+#define avx512vnni_dense_int  &st_avx512vnni_dense
 
 #define AVX512_TABLE(isa)                                                                          \
     {                                                                                              \
@@ -69,10 +71,8 @@ static size_t avx512vnni_attn_scratch(const st_attn_shape *shape)
         .kv_to_i8 = st_simd_kv_to_i8, .kv_from_i8 = st_simd_kv_from_i8,                            \
         .attention_gqa = st_simd_attention_gqa, .attn_scratch = isa##_attn_scratch,                \
         .attention_part = isa##_attention_part, .attention_merge = st_simd_attention_merge,        \
-        .peak_float = st_simd_peak_float, .dense_scratch = st_simd_dense_scratch,                  \
-        .dense_start = st_simd_dense_start, .dense_keys = st_simd_dense_keys,                      \
-        .dense_finish = st_simd_dense_finish, .peak_i8 = st_##isa##_peak_i8,                       \
-        .peak_read = st_simd_peak_read,                                                            \
+        .peak_float = st_simd_peak_float, .dense = &st_simd_dense, .dense_int = isa##_dense_int,   \
+        .peak_i8 = st_##isa##_peak_i8, .peak_read = st_simd_peak_read,                             \
     }
 
 const st_kernels st_kernels_avx512 = AVX512_TABLE(avx512);

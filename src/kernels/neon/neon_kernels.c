@@ -31,10 +31,9 @@
         .to_f32 = st_simd_to_f32, .kv_to_i8 = st_simd_kv_to_i8, .kv_from_i8 = st_simd_kv_from_i8,  \
         .attention_mla = st_simd_attention_mla, .attention_gqa = st_simd_attention_gqa,            \
         .attn_scratch = st_simd_attn_scratch, .attention_part = st_simd_attention_part,            \
-        .attention_merge = st_simd_attention_merge, .dense_scratch = st_simd_dense_scratch,        \
-        .dense_start = st_simd_dense_start, .dense_keys = st_simd_dense_keys,                      \
-        .dense_finish = st_simd_dense_finish, .peak_float = st_simd_peak_float,                    \
-        .peak_i8 = st_##isa##_peak_i8, .peak_read = st_simd_peak_read,                             \
+        .attention_merge = st_simd_attention_merge, .dense = &st_simd_dense,                       \
+        .peak_float = st_simd_peak_float, .peak_i8 = st_##isa##_peak_i8,                           \
+        .peak_read = st_simd_peak_read,                                                            \
     }
 
 const st_kernels st_kernels_neon = NEON_TABLE(neon);

@@ -33,10 +33,6 @@ void st_ref_attention_gqa(float *out, const float *q, const st_attn_shape *shape
                           const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1, int h0,
                           int h1, void *scratch);
 size_t st_ref_attn_scratch(const st_attn_shape *shape);
-size_t st_ref_dense_scratch(int n_q, int k_dim, int v_dim);
-void st_ref_dense_start(const st_dense_attn *a, const float *q, size_t ldq);
-void st_ref_dense_keys(const st_dense_attn *a, const float *k, const float *v, int first,
-                       int count);
-void st_ref_dense_finish(const st_dense_attn *a, float *out, size_t ldo);
+extern const st_dense_kernels st_ref_dense;
 
 #endif

@@ -11,12 +11,12 @@ static size_t state_size(int k_dim, int v_dim)
     return STATE_OUT + (size_t)v_dim + (size_t)k_dim;
 }
 
-size_t st_ref_dense_scratch(int n_q, int k_dim, int v_dim)
+static size_t scratch(int n_q, int k_dim, int v_dim)
 {
     return (size_t)n_q * state_size(k_dim, v_dim) * sizeof(double);
 }
 
-void st_ref_dense_start(const st_dense_attn *a, const float *q, size_t ldq)
+static void start(const st_dense_attn *a, const float *q, size_t ldq)
 {
     double *s = a->state;
     for (int i = 0; i < a->n_q; i++, s += state_size(a->k_dim, a->v_dim)) {
@@ -43,7 +43,7 @@ static void add_key(double *s, const float *k, const float *v, int k_dim, int v_
         s[STATE_OUT + d] = s[STATE_OUT + d] * by + w * v[d];
 }
 
-void st_ref_dense_keys(const st_dense_attn *a, const float *k, const float *v, int first, int count)
+static void keys(const st_dense_attn *a, const float *k, const float *v, int first, int count)
 {
     double *s = a->state;
     size_t ldk = st_dense_stride(a->k_dim), ldv = st_dense_stride(a->v_dim);
@@ -52,10 +52,12 @@ void st_ref_dense_keys(const st_dense_attn *a, const float *k, const float *v, i
             add_key(s, k + (size_t)j * ldk, v + (size_t)j * ldv, a->k_dim, a->v_dim, a->scale);
 }
 
-void st_ref_dense_finish(const st_dense_attn *a, float *out, size_t ldo)
+static void finish(const st_dense_attn *a, float *out, size_t ldo)
 {
     const double *s = a->state;
     for (int i = 0; i < a->n_q; i++, s += state_size(a->k_dim, a->v_dim))
         for (int d = 0; d < a->v_dim; d++)
             out[(size_t)i * ldo + (size_t)d] = (float)(s[STATE_OUT + d] / s[STATE_SUM]);
 }
+
+const st_dense_kernels st_ref_dense = {scratch, start, keys, finish};

@@ -24,8 +24,5 @@ const st_kernels st_kernels_ref = {
     .attention_mla = st_ref_attention_mla,
     .attention_gqa = st_ref_attention_gqa,
     .attn_scratch = st_ref_attn_scratch,
-    .dense_scratch = st_ref_dense_scratch,
-    .dense_start = st_ref_dense_start,
-    .dense_keys = st_ref_dense_keys,
-    .dense_finish = st_ref_dense_finish,
+    .dense = &st_ref_dense,
 };
