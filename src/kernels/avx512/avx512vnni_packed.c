@@ -57,7 +57,7 @@ ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], co
     for (int i = 0; i < PK_BASES; i++) {
         base[i] = (const int8_t *)t->x + (k - t->k0) + (i * 3 < mr ? (size_t)i * 3 * ld : 0);
         /* After this, and so after all stores to x, come the products. */
-        __asm__("" : "+r"(base[i]) : "m"(*(const int8_t(*)[])t->x));
+        __asm__("" : "+r"(base[i]) : "m"(*(const int8_t(*)[1 << 30])t->x));
     }
     for (int r = 0; r < rounds; r++) {
         if (!near)
