@@ -171,19 +171,30 @@ static st_status add_shares(runner *r, const char *what, double seconds)
     return s ? s : st_bench_add(&r->b->rows, "time in other", what, 100 * rest / seconds, "%", 0);
 }
 
+/* Where the time of generation goes with n_seqs sequences. */
+static st_status generation_shares(runner *r, int32_t n_seqs, const char *what)
+{
+    const uint64_t least = r->b->quick ? 100000000u : 500000000u; /* ns */
+    st_status s = ST_OK;
+    st_ops_profile_reset(st_model_ops(r->m));
+    uint64_t start = st_now_ns();
+    for (int i = 0; !s && (i == 0 || st_now_ns() - start < least); i++)
+        s = generate_step(r, n_seqs, i % r->o->generate);
+    return s ? s : add_shares(r, what, (double)(st_now_ns() - start) * 1e-9);
+}
+
 static st_status bench_shares(runner *r)
 {
-    const uint64_t least = r->b->quick ? 100000000u : 500000000u; /* ns of generation */
+    char what[32];
     st_ops_profile_reset(st_model_ops(r->m));
     uint64_t start = st_now_ns();
     st_status s = prompt(r, r->o->prompt);
     if (!s)
         s = add_shares(r, "prompt", (double)(st_now_ns() - start) * 1e-9);
-    st_ops_profile_reset(st_model_ops(r->m));
-    start = st_now_ns();
-    for (int i = 0; !s && (i == 0 || st_now_ns() - start < least); i++)
-        s = generate_step(r, 1, i % r->o->generate);
-    return s ? s : add_shares(r, "generation", (double)(st_now_ns() - start) * 1e-9);
+    if (!s)
+        s = generation_shares(r, 1, "generation");
+    snprintf(what, sizeof what, "%d sequences", r->o->batch);
+    return s || r->o->batch == 1 ? s : generation_shares(r, r->o->batch, what);
 }
 
 static st_status bench_all(runner *r)

@@ -20,7 +20,7 @@ for r in rows:
     assert set(r) == {"name", "shape", "value", "unit", "peak", "ratio"}, r
     assert r["value"] > 0 or r["unit"] == "%", r
     assert (r["peak"] is None) == (r["ratio"] is None), r
-for part in ("prompt", "generation"):
+for part in ("prompt", "generation", "4 sequences"):
     shares = [r["value"] for r in rows if r["name"].startswith("time in ") and r["shape"] == part]
     assert abs(sum(shares) - 100) < 1e-3, f"shares of {part} do not add up: {shares}"
 refused = subprocess.run([sys.argv[1], "bench", "--kv-cache-dtype", "int4"], capture_output=True,
