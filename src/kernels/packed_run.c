@@ -49,6 +49,8 @@ static int unaided_rows(const st_packed *w, bool int8)
         return 1;
     case ST_WEIGHT_I8:
         return int8 ? 5 : 0;
+    case ST_WEIGHT_I4:
+        return int8 ? 2 : 0;
     default:
         return 0;
     }

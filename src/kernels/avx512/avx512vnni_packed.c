@@ -19,11 +19,6 @@
 #include "kernels/simd/simd_pack.inc"
 #include "kernels/simd/simd_packed_tile.inc"
 
-/* One or two rows of I4 spend more instructions on a line of weights than the processor sees
- * through to the next ones, and groups break its stride: they ask for weights so many bytes ahead,
- * into L1. */
-enum { I4_NEAR_ROWS = 2, I4_NEAR = 2048 };
-
 /* acc += w by four inputs of x's row 0, 1 or 2, rows being ld bytes apart.
  *
  * By hand: with the intrinsic GCC 12 copies the 24 accumulators to the stack and back in every
@@ -41,7 +36,7 @@ ST_INLINE vi dot(vi acc, vi w, const int8_t *x, size_t ld, int row)
 }
 
 /* `rounds` times 16 inputs from k on, for weights from w on. *fetch moves on by `lines` lines a
- * round; few rows of I4 look ahead themselves. */
+ * round. */
 ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], const st_tile *t,
                              int k, int rounds, const unsigned char *w, const unsigned char **fetch,
                              int lines)
@@ -49,7 +44,6 @@ ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], co
     const int8_t *base[PK_BASES];
     vi low = _mm512_set1_epi8(15);
     const unsigned char *ahead = *fetch;
-    const bool near = type == ST_WEIGHT_I4 && mr <= I4_NEAR_ROWS;
     size_t ld = t->ldx;
     /* Else the complement takes a register too. */
     __asm__("" : "+v"(low));
@@ -60,12 +54,9 @@ ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], co
         __asm__("" : "+r"(base[i]) : "m"(*(const int8_t(*)[1 << 30])t->x));
     }
     for (int r = 0; r < rounds; r++) {
-        if (!near)
-            ahead = pk_fetch(ahead, t->fetch_end, lines);
+        ahead = pk_fetch(ahead, t->fetch_end, lines);
         ST_UNROLL
         for (int u = 0; u < PK_STEP; u += 4) {
-            if (near)
-                __builtin_prefetch(w + I4_NEAR, 0, 3);
             vi w0 = _mm512_load_si512(w), w1;
             if (type == ST_WEIGHT_I8) {
                 w1 = _mm512_load_si512(w + 64);
