@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "cli/bench.h"
+#include "cli/bench_time.h"
 #include "cli/loading.h"
 #include "model/model_profile.h"
 
@@ -90,12 +91,6 @@ static st_status generate_step(runner *r, int32_t n, int32_t pos)
     return st_model_forward(r->m, &batch, r->kv, r->logits, r->err);
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static st_status bench_prompt(runner *r)
 {
     double t[3];
@@ -110,9 +105,8 @@ static st_status bench_prompt(runner *r)
     }
     if (s)
         return s;
-    qsort(t, (size_t)runs, sizeof *t, by_value);
     snprintf(shape, sizeof shape, "%d tokens", n);
-    return st_bench_add(&r->b->rows, "prompt", shape, n / t[runs / 2], "tokens/s", 0);
+    return st_bench_add(&r->b->rows, "prompt", shape, n / st_bench_median(t, runs), "tokens/s", 0);
 }
 
 /* Median time of a generation step, seconds. */
@@ -128,8 +122,7 @@ static st_status time_generation(runner *r, int32_t n_seqs, int32_t depth, doubl
         s = generate_step(r, n_seqs, depth + i);
         t[i] = (double)(st_now_ns() - start) * 1e-9;
     }
-    qsort(t, (size_t)runs, sizeof *t, by_value);
-    *median = t[runs / 2];
+    *median = s ? 0 : st_bench_median(t, runs);
     return s;
 }
 

@@ -189,12 +189,6 @@ static void choose(moe_bench *m, int tokens)
     }
 }
 
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* The median of how far calls came towards their bounds; which bound counts depends on how many
  * experts a call's tokens chose. */
 static st_status measure(moe_bench *m, int tokens)
@@ -218,14 +212,13 @@ static st_status measure(moe_bench *m, int tokens)
         ratio[i] = (memory > arithmetic ? memory : arithmetic) / t;
         bytes += read;
     }
-    qsort(ratio, (size_t)calls, sizeof *ratio, by_value);
     char shape[64];
     snprintf(shape, sizeof shape, "%d experts of %dx%d, top-%d, M %d", EXPERTS, WIDTH, HIDDEN,
              CHOSEN, tokens);
     bool reads = bytes / b->peaks.read_all > ops * calls / b->peaks.i8_all;
     double peak = reads ? b->peaks.read_all : b->peaks.i8_all;
-    return st_bench_add(&m->b->rows, "moe experts int8", shape, ratio[calls / 2] * peak,
-                        reads ? "GB/s" : "GOP/s", peak);
+    return st_bench_add(&m->b->rows, "moe experts int8", shape,
+                        st_bench_median(ratio, calls) * peak, reads ? "GB/s" : "GOP/s", peak);
 }
 
 st_status st_bench_moe(st_bench *b, st_error *err)

@@ -15,6 +15,12 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+double st_bench_median(double *x, int n)
+{
+    qsort(x, (size_t)n, sizeof *x, by_value);
+    return x[n / 2];
+}
+
 double st_bench_time(const st_bench *b, st_timed_fn *fn, void *arg)
 {
     double t[MAX_RUNS];
@@ -26,8 +32,7 @@ double st_bench_time(const st_bench *b, st_timed_fn *fn, void *arg)
         fn(arg);
         t[n++] = (double)(st_now_ns() - start) * 1e-9;
     }
-    qsort(t, (size_t)n, sizeof *t, by_value);
-    return t[n / 2];
+    return st_bench_median(t, n);
 }
 
 void *st_bench_filled(size_t bytes, bool floats)

@@ -4,6 +4,9 @@
 
 #include "cli/bench.h"
 
+/* Sorts x. */
+double st_bench_median(double *x, int n);
+
 typedef void st_timed_fn(void *arg);
 
 /* Median seconds of one call, after one that does not count. */
