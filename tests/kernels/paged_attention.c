@@ -137,8 +137,8 @@ static void oracle(const paged *p, const float *q, int pos, int head, double *ou
 
 static double limit_of(const st_kernels *t, const paged *p)
 {
-    bool by_integers = strcmp(t->name, "avx512vnni") == 0 && p->kv.dtype == ST_I8 && p->mla &&
-                       p->shape.n_heads >= 16;
+    bool by_integers = strcmp(t->name, "avx512vnni") == 0 && p->kv.dtype == ST_I8 &&
+                       (p->mla ? p->shape.n_heads >= 16 : p->shape.k_dim % 16 == 0);
     return by_integers ? 1e-2 : 1e-5;
 }
 

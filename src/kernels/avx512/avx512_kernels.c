@@ -30,22 +30,42 @@ static void avx512vnni_attention_mla(float *out, const float *q, const st_attn_s
                                                               h1, scratch);
 }
 
+/* GQA over I8 rows by integer products. */
+static bool avx512vnni_gqa_i8(const st_attn_shape *shape, const st_kv_layer *kv)
+{
+    return kv->dtype == ST_I8 && shape->k_dim % 16 == 0;
+}
+
+static void avx512vnni_attention_gqa(float *out, const float *q, const st_attn_shape *shape,
+                                     const st_kv_layer *kv, const st_attn_seq *seq, int q0, int q1,
+                                     int h0, int h1, void *scratch)
+{
+    at_attend_gqa(avx512vnni_gqa_i8(shape, kv), out, q, shape, kv, seq, q0, q1, h0, h1, scratch);
+}
+
 static void avx512vnni_attention_part(float *part, bool mla, const float *q,
                                       const st_attn_shape *shape, const st_kv_layer *kv,
                                       const st_attn_seq *seq, int q0, int q1, int h0, int h1,
                                       int segment, int n_segments, void *scratch)
 {
+    at_job j = {mla,     !mla && avx512vnni_gqa_i8(shape, kv),
+                q,       shape,
+                kv,      seq,
+                q0,      h0,
+                h1 - h0, (q1 - q0) * (h1 - h0),
+                scratch};
     if (mla && kv->dtype == ST_I8 && st_avx512vnni_attention_i8_takes(shape))
         st_avx512vnni_attention_i8_part(part, q, shape, kv, seq, q0, q1, h0, h1, segment,
                                         n_segments, scratch);
     else
-        st_simd_attention_part(part, mla, q, shape, kv, seq, q0, q1, h0, h1, segment, n_segments,
-                               scratch);
+        at_parts(&j, part, segment, n_segments);
 }
 
 static size_t avx512vnni_attn_scratch(const st_attn_shape *shape)
 {
     size_t any = st_simd_attn_scratch(shape);
+    if (shape->k_dim == shape->v_dim && shape->k_dim % 16 == 0) /* GQA, maybe */
+        any += st_avx512vnni_gqa_i8_bytes(shape->k_dim);
     if (shape->k_dim < shape->v_dim || !st_avx512vnni_attention_i8_takes(shape))
         return any;
     size_t i8 = st_avx512vnni_attention_i8_scratch(shape);
@@ -54,6 +74,7 @@ static size_t avx512vnni_attn_scratch(const st_attn_shape *shape)
 
 #define avx512_attention_mla  st_simd_attention_mla
 #define avx512_attention_part st_simd_attention_part
+#define avx512_attention_gqa  st_simd_attention_gqa
 #define avx512_attn_scratch   st_simd_attn_scratch
 #define avx512_dense_int      NULL
 #define avx512vnni_dense_int  &st_avx512vnni_dense
@@ -69,7 +90,7 @@ static size_t avx512vnni_attn_scratch(const st_attn_shape *shape)
         .add_scaled = st_simd_add_scaled, .softmax = st_simd_softmax, .to_bf16 = st_simd_to_bf16,  \
         .to_f32 = st_simd_to_f32, .attention_mla = isa##_attention_mla,                            \
         .kv_to_i8 = st_simd_kv_to_i8, .kv_from_i8 = st_simd_kv_from_i8,                            \
-        .attention_gqa = st_simd_attention_gqa, .attn_scratch = isa##_attn_scratch,                \
+        .attention_gqa = isa##_attention_gqa, .attn_scratch = isa##_attn_scratch,                  \
         .attention_part = isa##_attention_part, .attention_merge = st_simd_attention_merge,        \
         .peak_float = st_simd_peak_float, .dense = &st_simd_dense, .dense_int = isa##_dense_int,   \
         .peak_i8 = st_##isa##_peak_i8, .peak_read = st_simd_peak_read,                             \

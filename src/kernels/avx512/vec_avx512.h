@@ -471,6 +471,17 @@ static inline __attribute__((always_inline)) vi vi_load_quarters(const char *con
     v = _mm512_mask_broadcast_i32x4(v, 0x0f00, _mm_loadu_si128(c));
     return _mm512_mask_broadcast_i32x4(v, 0xf000, _mm_loadu_si128(d));
 }
+/* The same, rows four apart. */
+static inline __attribute__((always_inline)) vi vi_load_quarters_4(const char *const *rows,
+                                                                   size_t at)
+{
+    const __m128i *a = (const void *)(rows[0] + at), *b = (const void *)(rows[4] + at);
+    const __m128i *c = (const void *)(rows[8] + at), *d = (const void *)(rows[12] + at);
+    vi v = _mm512_castsi128_si512(_mm_loadu_si128(a));
+    v = _mm512_mask_broadcast_i32x4(v, 0x00f0, _mm_loadu_si128(b));
+    v = _mm512_mask_broadcast_i32x4(v, 0x0f00, _mm_loadu_si128(c));
+    return _mm512_mask_broadcast_i32x4(v, 0xf000, _mm_loadu_si128(d));
+}
 /* Within quarters, t[i][j] and t[j][i] change places. */
 static inline __attribute__((always_inline)) void vi_transpose_quarters(vi t[4])
 {
@@ -490,6 +501,16 @@ static inline __attribute__((always_inline)) void vi_load_words(const char *cons
     t[1] = vi_load_quarters(rows + 2, at);
     t[2] = vi_load_quarters(rows + 4, at);
     t[3] = vi_load_quarters(rows + 6, at);
+    vi_transpose_quarters(t);
+}
+/* The same, lane i being row i. */
+static inline __attribute__((always_inline)) void vi_load_words_in_order(const char *const *rows,
+                                                                         size_t at, vi t[4])
+{
+    t[0] = vi_load_quarters_4(rows, at);
+    t[1] = vi_load_quarters_4(rows + 1, at);
+    t[2] = vi_load_quarters_4(rows + 2, at);
+    t[3] = vi_load_quarters_4(rows + 3, at);
     vi_transpose_quarters(t);
 }
 /* a and b: four rows each, transposed in quarters; as two keys of eight rows each. */
