@@ -85,6 +85,7 @@ typedef struct st_model_config {
     int32_t n_mtp_layers; /* present in the checkpoint; not run yet */
     st_quant_config quant;
     bool int8_activations; /* some weights are INT8 or INT4: what meets them becomes INT8 */
+    bool integer_kv_b;     /* MLA: so are kv_b_proj's */
 } st_model_config;
 
 /* True when layer has routed experts. */
@@ -150,6 +151,7 @@ uint64_t st_model_fingerprint(const st_model *m);
  * what its request means, never of how it is run: in a prompt of L tokens those at positions below
  *
  *     E(L) = (L - 1) / G * G      G = the largest power of two <= L / 32, within 16 .. 256
+ *                                 G = 1 where kv_b_proj is of integers and 64 <= L < 1024
  *
  * attend expanded; the prompt's tail, its last token always, and all that is generated attend
  * absorbed. So the same request gives the same bits however it is chunked, batched, cached,

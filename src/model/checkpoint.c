@@ -214,15 +214,27 @@ static bool ends_with(const char *s, const char *tail)
     return n >= m && strcmp(s + n - m, tail) == 0;
 }
 
-/* The dialect of quant_model_description.json says nothing in config.json. */
-static void note_int8(st_checkpoint *c)
+static bool is_integer(const st_tensor *t)
 {
-    for (size_t i = 0; i < c->n_tensors; i++)
-        if (c->tensors[i].dtype == ST_I8 && ends_with(c->tensors[i].name, ".weight")) {
+    return ends_with(t->name, ".weight_packed") || ends_with(t->name, ".qweight") ||
+           (t->dtype == ST_I8 && ends_with(t->name, ".weight"));
+}
+
+/* What only the tensors tell: the dialect of quant_model_description.json says nothing in
+ * config.json, and which layers are quantized differs. */
+static void note_integers(st_checkpoint *c)
+{
+    for (size_t i = 0; i < c->n_tensors; i++) {
+        const st_tensor *t = &c->tensors[i];
+        if (!is_integer(t))
+            continue;
+        if (t->dtype == ST_I8) {
             if (c->config.quant.method == ST_QUANT_NONE)
                 c->config.quant.method = ST_QUANT_W8A8;
             c->config.int8_activations = true;
         }
+        c->config.integer_kv_b |= strstr(t->name, ".kv_b_proj.") != NULL;
+    }
 }
 
 /* Samples of a few tensors: a bounded number of page reads whatever the size of the checkpoint. */
@@ -263,7 +275,7 @@ static st_status open_checkpoint(st_checkpoint *c, XXH3_state_t *hash, st_error 
     if ((s = read_config(c, hash, err)) || (s = st_weight_files_check_description(c->dir, err)) ||
         (s = open_files(c, err)) || (s = index_names(c, err)) || (s = check_index(c, err)))
         return s;
-    note_int8(c);
+    note_integers(c);
     hash_metadata(c, hash);
     hash_samples(c, hash);
     c->fingerprint = XXH3_64bits_digest(hash);

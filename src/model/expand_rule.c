@@ -5,6 +5,8 @@ enum {
     LEAST_STEP = 16,
     MOST_STEP = 256,
     STEPS_IN_PROMPT = 32,
+    NO_STEPS_FROM = 64, /* with integers: prompts of so many tokens .. */
+    NO_STEPS_BELOW = 1024,
     SHARED_ROWS = 8192 /* latents: 5 MB of 512 values each */
 };
 
@@ -33,6 +35,8 @@ int32_t st_model_expanded_until(const st_model_config *c, int32_t n_prompt)
 {
     if (n_prompt < 1 || !pays(c))
         return 0;
+    if (c->integer_kv_b && n_prompt >= NO_STEPS_FROM && n_prompt < NO_STEPS_BELOW)
+        return n_prompt - 1;
     int32_t step = LEAST_STEP;
     while (step < MOST_STEP && 2 * step <= n_prompt / STEPS_IN_PROMPT)
         step *= 2;

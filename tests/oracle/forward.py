@@ -152,6 +152,11 @@ class Model:
             self.config = json.load(f)
         self.s = Shape(self.config)
         self.tensors = Tensors(folder)
+        self.integer_kv_b = any(
+            '.kv_b_proj.' in name
+            and (name.endswith(('.weight_packed', '.qweight'))
+                 or (name.endswith('.weight') and dtype == 'I8'))
+            for name, (_, dtype, _) in self.tensors.where.items())
         self.cache, self.matrices = {}, {}
         dim = self.s.rope if self.s.is_mla else self.s.head_dim
         self.rope = Rope(self.config, dim, interleaved=self.s.is_mla)
@@ -206,6 +211,8 @@ class Model:
         s = self.s
         if not s.is_mla or s.nope + s.v >= 2 * s.kv_lora:
             return 0
+        if self.integer_kv_b and 64 <= n < 1024:
+            return n - 1
         step = 16
         while step < 256 and 2 * step <= n / STEPS_IN_PROMPT:
             step *= 2

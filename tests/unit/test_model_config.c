@@ -644,6 +644,11 @@ static void expanded_until_depends_on_the_prompt_alone(void **state)
         int32_t until = st_model_expanded_until(&c, n);
         assert_true(until % 16 == 0 && until < n && n - until <= 256);
     }
+    static const int32_t integers[][2] = {{1, 0},     {17, 16},     {63, 48},    {64, 63},
+                                          {512, 511}, {1023, 1022}, {1024, 992}, {8192, 7936}};
+    c.integer_kv_b = true;
+    for (size_t i = 0; i < sizeof integers / sizeof *integers; i++)
+        assert_int_equal(st_model_expanded_until(&c, integers[i][0]), integers[i][1]);
     c.kv_lora_rank = 128; /* an expanded pair would cost as much */
     assert_int_equal(st_model_expanded_until(&c, 512), 0);
     c.attn = ST_ATTN_GQA;
