@@ -39,7 +39,8 @@ static void usage(FILE *to)
             "  starling serve /models/Qwen3-30B-A3B --port 8000\n"
             "  starling inspect /models/Qwen3-30B-A3B\n\n"
             "environment:\n"
-            "  STARLING_CPU       kernels to use: ref, avx2, avx512, avx512vnni (the best)\n"
+            "  STARLING_CPU       kernels to use: ref, avx2, avx512, avx512vnni; on ARM neon, "
+            "neondot\n                     (else the best the processor has)\n"
             "  STARLING_LEXICON   folder of the built-in model, should it have moved\n"
             "  STARLING_API_KEY   more keys for serve\n");
 }
