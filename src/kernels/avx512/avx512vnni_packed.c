@@ -51,7 +51,7 @@ ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], co
     for (int i = 0; i < PK_BASES; i++) {
         base[i] = (const int8_t *)t->x + (k - t->k0) + (i * 3 < mr ? (size_t)i * 3 * ld : 0);
         /* After this, and so after all stores to x, come the products. */
-        __asm__("" : "+r"(base[i]) : "m"(*(const int8_t(*)[1 << 30])t->x));
+        __asm__("" : "+r"(base[i]) : "m"(*(const int8_t(*)[1 << 30]) t->x));
     }
     for (int r = 0; r < rounds; r++) {
         ahead = pk_fetch(ahead, t->fetch_end, lines);
@@ -61,6 +61,8 @@ ST_INLINE void pk_int_rounds(st_weight_type type, int mr, vi acc[PK_ROWS][2], co
             if (type == ST_WEIGHT_I8) {
                 w1 = _mm512_load_si512(w + 64);
                 w += 128;
+                /* Else GCC loads them again for each of three rows. */
+                __asm__("" : "+v"(w0), "+v"(w1));
             } else {
                 w1 = _mm512_andnot_si512(low, w0);
                 w0 = _mm512_and_si512(w0, low);
