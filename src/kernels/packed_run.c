@@ -8,7 +8,9 @@
 #include "kernels/packed_run.h"
 
 enum {
-    PART_BYTES = 2048,       /* of a row of x: a strip of 12 and some weights fit in L1 */
+    PART_BYTES = 2048, /* of a row of x: a strip of 12 and some weights fit in L1 */
+    /* Of floats: longer parts, as these also leave and fetch y less often. */
+    FLOAT_PART = ST_TILE_UNPACKED * 4,
     PANEL_BYTES = 384 << 10, /* rows of x that stay in L2 */
     /* How far a single strip prefetches: what a core needs on the way to read at full speed. */
     AHEAD = 8192
@@ -22,8 +24,9 @@ typedef struct run {
     size_t ldy, x_bytes, step_bits; /* of an x; of a block per input */
     st_pack_layout layout;
     int n0, n1, part, unaided;
-    bool int8; /* x's int8 form is read */
-    bool cold; /* nobody has prefetched what comes now */
+    bool int8;    /* x's int8 form is read */
+    bool cold;    /* the first strip waits for weights that nobody has prefetched */
+    float *panel; /* weights as floats, NULL: as they are */
 } run;
 
 /* Bytes of a block before input k, which starts a part or is their end: all of the block then, with
@@ -99,12 +102,18 @@ static void fetch_outputs(const st_tile *t, int rows)
 
 static void run_strips(run *r, st_tile *t, int j, int row0, int row1)
 {
-    int m = row1 - row0, strips = (m + r->set->rows - 1) / r->set->rows;
+    const st_tile_set *set = r->set;
+    int m = row1 - row0, strips = (m + set->rows - 1) / set->rows;
     const unsigned char *next, *next_end;
     next_piece(r, j, t->k0, &next, &next_end);
     int fetchers = r->cold && strips > 1 ? strips - 1 : strips;
     size_t share = (size_t)(next_end - next) / (size_t)fetchers / ST_TILE_LINE * ST_TILE_LINE;
     share += ST_TILE_LINE;
+    if (r->panel) {
+        set->unpack(r->panel, t);
+        t->w = (const unsigned char *)r->panel;
+        set = set->unpacked;
+    }
     for (int s = 0; s < strips; s++) {
         int i0 = row0 + (int)((int64_t)m * s / strips);
         int rows = row0 + (int)((int64_t)m * (s + 1) / strips) - i0;
@@ -129,7 +138,7 @@ static void run_strips(run *r, st_tile *t, int j, int row0, int row1)
         t->sum = r->a->sum ? r->a->sum + i * t->lds : NULL;
         if (rows > r->unaided)
             fetch_outputs(t, rows);
-        r->set->tile[rows](t);
+        set->tile[rows](t);
     }
     r->cold = false;
 }
@@ -140,7 +149,8 @@ static void run_rows(run *r, int row0, int row1)
                  .ldx = r->int8 ? r->a->ldq : r->a->ld * sizeof(float),
                  .lds = st_act_sums(r->w->k),
                  .matrix = r->w};
-    r->cold = r->n0 == 0; /* who asks for later columns has mostly just had those before */
+    /* Who asks for later columns has mostly just had those before. */
+    r->cold = r->n0 == 0 && !r->panel;
     for (t.k0 = 0; t.k0 < r->w->k; t.k0 = t.k1) {
         t.k1 = part_end(r, t.k0);
         for (int j = r->n0; j < r->n1; j += r->set->cols) {
@@ -152,13 +162,32 @@ static void run_rows(run *r, int row0, int row1)
     }
 }
 
-/* Inputs that a tile takes at once when rows need several strips: whole groups. */
+/* Inputs that a tile takes at once when rows need several strips: of I4 whole groups. */
 static int part_inputs(const st_packed *w, size_t x_bytes)
 {
-    int part = PART_BYTES / (int)x_bytes;
-    if (w->group > 0)
+    int part = (x_bytes == sizeof(float) ? FLOAT_PART : PART_BYTES) / (int)x_bytes;
+    if (w->group > 0 && w->type != ST_WEIGHT_F8)
         part = w->group >= part ? w->group : part / w->group * w->group;
     return part < w->k ? part : w->k;
+}
+
+/* Chunks of rows, each through all columns. */
+static void run_chunks(run *r)
+{
+    int64_t m = r->a->m, rows = r->set->rows;
+    int64_t most = PANEL_BYTES / (r->part * (int64_t)r->x_bytes + 1) / rows * rows;
+    most = most < rows ? rows : most;
+    int64_t chunks = m <= rows ? 1 : (m + most - 1) / most;
+    for (int64_t c = 0; c < chunks; c++)
+        run_rows(r, (int)(m * c / chunks), (int)(m * (c + 1) / chunks));
+}
+
+/* Weights are unpacked block by block, a part of k each, for all strips of a chunk. */
+static void run_unpacked(run *r)
+{
+    _Alignas(ST_TILE_LINE) float panel[ST_TILE_UNPACKED * ST_TILE_COLS_MAX];
+    r->panel = panel;
+    run_chunks(r);
 }
 
 void st_packed_run(const st_tile_set *set, bool int8, float *y, size_t ldy, const st_act *a,
@@ -173,9 +202,8 @@ void st_packed_run(const st_tile_set *set, bool int8, float *y, size_t ldy, cons
     r.part = a->m <= set->rows ? w->k : part_inputs(w, r.x_bytes);
     if (a->m <= 0 || n0 >= n1)
         return;
-    int most = PANEL_BYTES / (r.part * (int)r.x_bytes + 1) / set->rows * set->rows;
-    most = most < set->rows ? set->rows : most;
-    int chunks = a->m <= set->rows ? 1 : (a->m + most - 1) / most;
-    for (int c = 0; c < chunks; c++)
-        run_rows(&r, (int)((int64_t)a->m * c / chunks), (int)((int64_t)a->m * (c + 1) / chunks));
+    if (set->unpack && a->m > set->rows)
+        run_unpacked(&r);
+    else
+        run_chunks(&r);
 }

@@ -7,7 +7,7 @@
 
 #include "kernels/kernels.h"
 
-enum { ST_TILE_ROWS_MAX = 12, ST_TILE_LINE = 64 };
+enum { ST_TILE_ROWS_MAX = 12, ST_TILE_COLS_MAX = 32, ST_TILE_LINE = 64, ST_TILE_UNPACKED = 1024 };
 
 typedef struct st_tile {
     float *y; /* first row, first column of the block */
@@ -33,6 +33,10 @@ typedef struct st_tile_set {
     st_tile_fn *tile[ST_TILE_ROWS_MAX + 1]; /* by rows; [0] is unused */
     int rows;                               /* of the largest */
     int cols;                               /* pack_cols */
+    /* Where many rows meet weights that take long to become floats: writes a tile's weights as F32,
+     * at most ST_TILE_UNPACKED inputs, for the tiles of `unpacked`; the same bits. NULL: none. */
+    void (*unpack)(float *w, const st_tile *t);
+    const struct st_tile_set *unpacked;
 } st_tile_set;
 
 /* Where a table's packing puts things in a block. */

@@ -105,18 +105,15 @@ static inline void vf_load_bf16_pair(const void *p, vf v[2])
     v[0] = _mm256_castsi256_ps(_mm256_slli_epi32(u, 16));
     v[1] = _mm256_castsi256_ps(_mm256_and_si256(u, _mm256_set1_epi32((int)0xffff0000u)));
 }
-/* 2 VL pairs of E4M3: v[0], v[1] the first of each pair, v[2], v[3] the second; over 256, which
- * comes of reading their bits as F16, and is exact for all but NaN. */
-static inline void vf_load_f8_pair(const void *p, vf v[4])
+/* Of 2 VL pairs of E4M3 the first or second of each; over 256, which comes of reading their bits as
+ * F16, and is exact for all but NaN. */
+static inline __attribute__((always_inline)) void vf_load_f8(const void *p, int second, vf v[2])
 {
     const vi keep = _mm256_set1_epi16((short)0xbf80);
     vi u = _mm256_loadu_si256(p);
-    vi a = _mm256_and_si256(_mm256_srai_epi16(_mm256_slli_epi16(u, 8), 1), keep);
-    vi b = _mm256_and_si256(_mm256_srai_epi16(u, 1), keep);
-    v[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(a));
-    v[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(a, 1));
-    v[2] = _mm256_cvtph_ps(_mm256_castsi256_si128(b));
-    v[3] = _mm256_cvtph_ps(_mm256_extracti128_si256(b, 1));
+    u = _mm256_and_si256(_mm256_srai_epi16(second ? u : _mm256_slli_epi16(u, 8), 1), keep);
+    v[0] = _mm256_cvtph_ps(_mm256_castsi256_si128(u));
+    v[1] = _mm256_cvtph_ps(_mm256_extracti128_si256(u, 1));
 }
 
 static inline vf vf_add(vf a, vf b)
@@ -138,6 +135,16 @@ static inline vf vf_div(vf a, vf b)
 static inline vf vf_fma(vf a, vf b, vf c)
 {
     return _mm256_fmadd_ps(a, b, c);
+}
+/* acc[j] += w[j] times the float at x. By hand: with intrinsics GCC 12 keeps some of a tile's sums
+ * on the stack. */
+static inline __attribute__((always_inline)) void vf_add_products(vf acc[2], const float *x,
+                                                                  const vf w[2])
+{
+    vf b;
+    __asm__("vbroadcastss %3, %0\n\tvfmadd231ps %4, %0, %1\n\tvfmadd231ps %5, %0, %2"
+            : "=&x"(b), "+x"(acc[0]), "+x"(acc[1])
+            : "m"(*x), "x"(w[0]), "x"(w[1]));
 }
 /* c - a*b */
 static inline vf vf_fnma(vf a, vf b, vf c)

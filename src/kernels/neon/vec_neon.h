@@ -164,14 +164,13 @@ VN_INLINE uint16x8_t vf_f16_of_f8(uint16x8_t u)
     int16x8_t s = vshrq_n_s16(vreinterpretq_s16_u16(vshlq_n_u16(u, 8)), 1);
     return vandq_u16(vreinterpretq_u16_s16(s), vdupq_n_u16(0xbf80));
 }
-/* 2 VL pairs of E4M3: v[0], v[1] the first of each pair, v[2], v[3] the second; over 256, which
- * comes of reading their bits as F16, and is exact for all but NaN. */
-VN_INLINE void vf_load_f8_pair(const void *p, vf v[4])
+/* Of 2 VL pairs of E4M3 the first or second of each; over 256, which comes of reading their bits as
+ * F16, and is exact for all but NaN. */
+VN_INLINE void vf_load_f8(const void *p, int second, vf v[2])
 {
     for (int j = 0; j < 2; j++) {
         uint16x8_t u = vf_load_16bit((const uint8_t *)p + j * 16);
-        v[j] = vf_widen_f16(vf_f16_of_f8(u));
-        v[2 + j] = vf_widen_f16(vf_f16_of_f8(vshrq_n_u16(u, 8)));
+        v[j] = vf_widen_f16(vf_f16_of_f8(second ? vshrq_n_u16(u, 8) : u));
     }
 }
 
@@ -196,6 +195,13 @@ VN_INLINE vf vf_div(vf a, vf b)
 VN_INLINE vf vf_fma(vf a, vf b, vf c)
 {
     return vf_of(vfmaq_f32(c.lo, a.lo, b.lo), vfmaq_f32(c.hi, a.hi, b.hi));
+}
+/* acc[j] += w[j] times the float at x. */
+VN_INLINE void vf_add_products(vf acc[2], const float *x, const vf w[2])
+{
+    vf b = vf_set1(*x);
+    acc[0] = vf_fma(b, w[0], acc[0]);
+    acc[1] = vf_fma(b, w[1], acc[1]);
 }
 /* c - a*b */
 VN_INLINE vf vf_fnma(vf a, vf b, vf c)
