@@ -27,7 +27,8 @@ enum {
     QUADS = KEYS / 4, /* keys are multiplied by four */
     CHUNK = VL,       /* keys whose scores are computed at once */
     ROWS = 8,         /* of a block */
-    STRIP = 64        /* dims of V that are interleaved at once */
+    STRIP = 64,       /* dims of V that are interleaved at once */
+    ASK_QUADS = 8     /* in which keys to come are asked for once */
 };
 _Static_assert((int64_t)KEYS * 65535 * 127 <= INT32_MAX, "weights times values fit 32 bits");
 #define W_ONE 45000.0f /* of the weight 1; the largest is below 2^0.51 */
@@ -243,7 +244,8 @@ ST_INLINE void value_pass(int n, const st_gqa_i8 *g, vi acc[4][4], int r, int pl
             for (int u = 0; u < 4; u++)
                 x[u] = _mm512_load_si512(v + u * STRIP);
         }
-        ask_keys(g, ask);
+        if (j % ASK_QUADS == 0)
+            ask_keys(g, ask);
         ST_UNROLL
         for (int i = 0; i < n; i++) {
             int32_t four;
@@ -337,7 +339,7 @@ void st_avx512vnni_gqa_i8_segment(const st_gqa_i8 *g, const char *const *rows, i
                                   const int *valid)
 {
     int passes = (g->n_rows + 3) / 4 * 2 * ((g->dim + STRIP - 1) / STRIP);
-    gqa_ask ask = {rows + KEYS, n_far, (4 + passes - 1) / passes}; /* 4: KEYS / QUADS */
+    gqa_ask ask = {rows + KEYS, n_far, (ASK_QUADS * 4 + passes - 1) / passes};
     for (int j = 0; j < most; j += CHUNK)
         split_scales(g, rows + j, j);
     for (int first = 0; first < g->n_rows; first += ROWS) {
