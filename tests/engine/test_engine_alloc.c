@@ -88,5 +88,5 @@ int main(void)
 {
     harness_init();
     const struct CMUnitTest tests[] = {cmocka_unit_test(decoding_does_not_allocate)};
-    return cmocka_run_group_tests_name("engine_alloc", tests, NULL, teardown);
+    return cmocka_run_group_tests(tests, NULL, teardown);
 }

@@ -319,5 +319,5 @@ int main(void)
         cmocka_unit_test(one_token_at_a_time),
         cmocka_unit_test(an_answer_that_is_sent_back),
     };
-    return cmocka_run_group_tests_name("engine_bits", tests, NULL, teardown);
+    return cmocka_run_group_tests(tests, NULL, teardown);
 }
