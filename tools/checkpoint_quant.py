@@ -92,9 +92,10 @@ class Dialect:
         self.act_order = name.endswith('-actorder')
 
     # Which layers: what publishers of the format leave out differs. W4A16-all has what a GGUF file
-    # has, the head and kv_b_proj too.
+    # has, the head, kv_a_proj and kv_b_proj too.
     def covers(self, name):
-        if self.name == 'W4A16-all' and name == 'lm_head.weight':
+        if self.name == 'W4A16-all' and name.endswith(('lm_head.weight',
+                                                       'kv_a_proj_with_mqa.weight')):
             return True
         if not name.endswith('_proj.weight') or name.endswith('eh_proj.weight'):
             return False

@@ -11,7 +11,7 @@ INT8 or INT4 in groups of 128. KV is F16 there and BF16 here, or Q8_0 and INT8.
 Q4_0 has every matrix at four bits, the head and the embedding among them (quantized with its own
 tool llama.cpp would keep the head at six), and so has the INT4 checkpoint all but the embedding,
 of which a token reads one row; beside Q8_0 the INT8 checkpoint has its head in BF16 and all linear
-layers, kv_b_proj too, in INT8.
+layers, kv_a_proj and kv_b_proj too, in INT8.
 The two take turns, one measurement each per round, so that a slow minute of the machine hits both;
 medians, and the ratio of medians (above 1: Starling is faster) with its spread over the rounds.
 Checkpoints are made once and kept in --cache (3.4 GB for ds2-1.5b in INT8).
@@ -35,30 +35,26 @@ import make_checkpoint  # noqa: E402
 FLASH_AUTO = -1
 # --kv-cache-dtype -> llama.cpp's
 KV_TYPES = {'bf16': libllama.GGML_F16, 'int8': libllama.GGML_Q8_0}
-# --quant -> dtype for make_checkpoint and whether kv_b_proj is to be INT8, type for gguf
-QUANTS = {'int8': ('W8A8', True, 'Q8_0'), 'int4': ('W4A16-all', False, 'Q4_0')}
+# --quant -> dtype for make_checkpoint, type for gguf
+QUANTS = {'int8': ('W8A8', 'Q8_0'), 'int4': ('W4A16-all', 'Q4_0')}
 
 
 def prepare(cache, preset, quant):
     """Returns (checkpoint folder, GGUF file), made when missing."""
-    ggml = QUANTS[quant][-1]
-
-    def folder_of(dtype, quantize_kv_b, _):
-        kv_b = '-kvb' if quantize_kv_b else ''
-        return os.path.join(cache, f'{preset}-{dtype.lower()}{kv_b}')
+    ggml = QUANTS[quant][1]
     path = os.path.join(cache, f'{preset}-{ggml.lower()}.gguf')
-    folder, source = (folder_of(*QUANTS[q]) for q in (quant, 'int8'))  # GGUF is made of INT8
-    for q in {quant, 'int8'}:
-        d = folder_of(*QUANTS[q])
+    folders = {q: os.path.join(cache, f'{preset}-{q}-linear') for q in QUANTS}
+    for q in {quant, 'int8'}:  # GGUF is made of INT8
+        d = folders[q]
         if not os.path.exists(os.path.join(d, 'config.json')):
             print(f'making {d}', file=sys.stderr)
-            make_checkpoint.make(d, preset, QUANTS[q][0], quantize_kv_b=QUANTS[q][1],
+            make_checkpoint.make(d, preset, QUANTS[q][0], quantize_kv_a=True, quantize_kv_b=True,
                                  tokenizer=os.path.join(ROOT, 'models', 'lexicon', 'int8'))
     if not os.path.exists(path):
         print(f'making {path}', file=sys.stderr)
-        gguf.convert(source, path + '.part', gguf.TYPES[ggml])
+        gguf.convert(folders['int8'], path + '.part', gguf.TYPES[ggml])
         os.replace(path + '.part', path)
-    return folder, path
+    return folders[quant], path
 
 
 def median_seconds(calls):
