@@ -20,13 +20,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 from compare_families import make_sure_of, perplexity_of
 from oracle_common import (LEXICON, Table, add_engine_options, engines_of, relative_error,
-                           row_errors)
+                           row_errors, test_tokens)
 
+import forward
 import make_checkpoint
 import quantize_checkpoint
 
 LENGTH = 33
 FLOAT_BOUND, SURE_BOUND, BOUND = 1e-5, 1e-4, 2e-2
+# Attention by 16-bit integers is off by some 1e-4, which turns the rounding of other inputs to 8
+# bits over: a third of what that rounding costs anyway.
+INTEGERS_BOUND = 5e-2
 MLA, GQA = 'group-deepseek_v3', 'group-qwen2'
 # Preset, dialect, inputs per scale, first seed to try (what make_sure_of found counting from 1: most
 # of the time went into that). Odd files and orders leave tensors unaligned.
@@ -69,6 +73,19 @@ def compare(engines, preset, dialect, group, first):
         return results
 
 
+def integers_attend(engine):
+    """MLA with kv_b_proj in integers as the engine runs it. Dense, as experts chosen by a hair
+    would make any difference a large one. Returns (engine, ok, text)."""
+    with tempfile.TemporaryDirectory() as folder:
+        layers = make_checkpoint.PRESETS[MLA]['num_hidden_layers']
+        config = make_checkpoint.make(folder, MLA, 'W4A16-all', group=32,
+                                      overrides={'first_k_dense_replace': layers})
+        tokens = test_tokens(LENGTH, config['vocab_size'])
+        reference = forward.Model(folder).forward(tokens)
+        error = relative_error(engine.logits(folder, tokens, '--kv-cache-dtype', 'f32'), reference)
+    return engine, error <= INTEGERS_BOUND, f'{error:.1e}'
+
+
 def lexicon(engine, table, step):
     original = os.path.join(LEXICON, 'bf16')
     reference = perplexity_of(engine, original, step)
@@ -95,6 +112,8 @@ def main():
         for case, results in zip(cases, pool.map(lambda c: compare(engines, *c), cases)):
             preset, dialect, group, _ = case
             table.rows(f'{preset} {dialect}' + (f' by {group}' if group else ''), results)
+    if not args.only:
+        table.rows(f'{MLA} dense W4A16-all', [integers_attend(e) for e in engines])
     if args.lexicon:
         lexicon(engines[0], table, args.lexicon)
     return table.finish()
