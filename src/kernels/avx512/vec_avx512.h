@@ -296,35 +296,9 @@ static inline vf vf_swap_halves(vf v)
     return _mm512_shuffle_f32x4(v, v, 0x4e);
 }
 
-/* ---- `per` lanes for one row: 1 or 2, a constant where these are used ---- */
-
-/* per floats, again and again. */
-static inline __attribute__((always_inline)) vf vf_repeat(int per, const float *p)
+/* t[j][d] in order d, j: two vectors become one of 2 VL elements. */
+static inline void vf_interleave(vf t[2])
 {
-    return per == 1 ? _mm512_set1_ps(*p)
-                    : _mm512_castpd_ps(_mm512_broadcastsd_pd(_mm_load_sd((const void *)p)));
-}
-/* Half of v, every element twice: a a b b ... */
-static inline vf vf_twice(vf v)
-{
-    const __m512i by2 = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
-    return _mm512_permutexvar_ps(by2, v);
-}
-/* Lane i of every row to all its lanes. */
-static inline __attribute__((always_inline)) vf vf_spread(int per, vf v, int i)
-{
-    return per == 1 ? v : i == 0 ? _mm512_moveldup_ps(v) : _mm512_movehdup_ps(v);
-}
-/* The largest lane of every row, in all its lanes. */
-static inline __attribute__((always_inline)) vf vf_row_max(int per, vf v)
-{
-    return per == 1 ? v : vf_max(v, vf_swap_pairs(v));
-}
-/* t[j][d] in order d, j: per vectors become one of VL*per elements. */
-static inline __attribute__((always_inline)) void vf_interleave(int per, vf t[2])
-{
-    if (per == 1)
-        return;
     const __m512i low = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     const __m512i high =
         _mm512_set_epi32(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8);
