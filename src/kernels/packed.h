@@ -30,7 +30,7 @@ typedef struct st_weight_rows {
                       else 0 */
     const void *data;    /* F32, F16, BF16, F8: elements; I8: int8; I4: a byte each, 0..15 */
     const float *scale;  /* I8: [n]; I4, F8: [n][groups]; else NULL */
-    const uint8_t *zero; /* I4: [n][groups], 0..16; NULL: 8 everywhere */
+    const uint8_t *zero; /* I4: [n][groups], 0..16 (checkpoints have 0..15); NULL: 8 everywhere */
 } st_weight_rows;
 
 /* A packed matrix W [n, k]. The memory is borrowed, 64-byte aligned. */
